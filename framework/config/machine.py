@@ -1,0 +1,39 @@
+"""What this machine has, found without importing torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts that a config's requirements may name as `machine.<fact>`."""
+
+    gpus: int
+    cpus: int
+
+    @property
+    def accelerator(self) -> str:
+        """`cuda` where there is a visible GPU, else `cpu`."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@cache
+def this_machine() -> Machine:
+    """Return the facts of the machine this process runs on."""
+    from .resolvers import cpu_count
+
+    devices = [p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(devices) if visible is None else min(len(devices), len([v for v in visible.split(",") if v.strip()]))
+    return Machine(gpus=gpus, cpus=cpu_count())
+
+
+@cache
+def has_package(name: str) -> bool:
+    """Return whether a top-level package can be imported, without importing it."""
+    return find_spec(name) is not None

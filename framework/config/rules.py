@@ -1,0 +1,76 @@
+"""What the framework demands of its own keys, beyond their types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+Problem = tuple[str, str]
+CHECK_MODES = ("before", "true", "shapes", "false")
+
+
+def stages_have_what_they_need(cfg: DictConfig) -> Iterator[Problem]:
+    """Every stage finds its input: in an earlier stage of this run, or in the run it continues."""
+    stages = [s.value for s in cfg.stages]
+    if not stages:
+        yield "stages", "is empty; name at least one stage"
+    for name in {s for s in stages if stages.count(s) > 1}:
+        yield "stages", f"names `{name}` twice"
+    if cfg.from_run is None and cfg.run_dir is None and "train" not in stages:
+        for stage in ("evaluate", "compress", "export"):
+            if stage in stages:
+                yield "stages", f"`{stage}` needs a trained model: add `train`, or give from_run=PATH"
+
+
+def runs_exist(cfg: DictConfig) -> Iterator[Problem]:
+    """`from_run` names a run directory."""
+    if cfg.from_run is not None and not (Path(cfg.from_run) / "run.json").is_file():
+        yield "from_run", f"`{cfg.from_run}` is not a run: it has no run.json; `python -m framework runs` lists runs"
+
+
+def fractions_make_a_whole(cfg: DictConfig) -> Iterator[Problem]:
+    """The split's fractions are positive and add up to 1."""
+    fractions = cfg.data.split.fractions
+    if any(v <= 0 for v in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        total = sum(fractions.values())
+        yield "data.split.fractions", f"must be positive and add up to 1; they add up to {total:g}"
+    if "train" not in fractions:
+        yield "data.split.fractions", "has no `train` split"
+
+
+def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
+    """The global batch divides into ranks and micro-batches."""
+    trainer, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
+    batch = trainer.global_batch_size
+    if batch < 1:
+        yield "trainer.global_batch_size", f"must be at least 1, and it is {batch}"
+    elif batch % world:
+        yield "trainer.global_batch_size", f"{batch} rows do not divide among {world} processes"
+    elif trainer.micro_batch_size and (batch // world) % trainer.micro_batch_size:
+        yield (
+            "trainer.micro_batch_size",
+            f"{batch // world} rows a process do not divide into micro-batches of {trainer.micro_batch_size}",
+        )
+    elif cfg.data.loader.lanes % world:
+        yield "data.loader.lanes", f"must be a multiple of the {world} processes, and it is {cfg.data.loader.lanes}"
+
+
+def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:
+    """Plain words that the framework reads are words it knows."""
+    if cfg.check.lower() not in CHECK_MODES:
+        yield "check", f"must be one of {', '.join(CHECK_MODES)}"
+    if cfg.measure.on_mismatch not in ("fail", "warn"):
+        yield "measure.on_mismatch", "must be fail or warn"
+    if cfg.trainer.max_epochs == -1 and cfg.trainer.max_steps == -1:
+        yield "trainer.max_epochs", "-1 (no limit) needs a limit in trainer.max_steps"
+
+
+RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
+    stages_have_what_they_need,
+    runs_exist,
+    fractions_make_a_whole,
+    batches_divide,
+    modes_are_known,
+)

@@ -1,0 +1,208 @@
+"""The typed part of a config: everything the framework itself reads.
+
+Components (model, task, optimizer, passes, targets, ...) are open nodes with a `_target_`; their keys are the
+arguments of that target and are checked against its signature (`framework.config.check`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+Node = dict[str, Any]
+
+
+class Stage(Enum):
+    """The stages of an experiment, in the order in which they are run."""
+
+    prepare = "prepare"
+    train = "train"
+    evaluate = "evaluate"
+    compress = "compress"
+    export = "export"
+    report = "report"
+
+
+class Kind(Enum):
+    """What one row of a dataset is; models and tasks say which kinds they take."""
+
+    image = "image"
+    vector = "vector"
+    tokens = "tokens"
+
+
+class Accelerator(Enum):
+    """Where training runs; `auto` takes a GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Codec(Enum):
+    """How chunks are compressed; every chunk carries crc32c with any of them."""
+
+    zstd = "zstd"
+    none = "none"
+
+
+class DaskScheduler(Enum):
+    """Where the partitions of an ingest run."""
+
+    threads = "threads"
+    processes = "processes"
+    synchronous = "synchronous"
+
+
+class Mode(Enum):
+    """Whether a metric is better when larger or smaller."""
+
+    max = "max"
+    min = "min"
+
+
+@dataclass
+class FieldSpec:
+    """One field of a row: its shape without the row axis, its NumPy dtype, and what it means."""
+
+    shape: list[int] = MISSING
+    dtype: str = MISSING
+    meaning: str = ""
+
+
+@dataclass
+class SplitConfig:
+    """Which rows go to which split: a seeded hash of the row's key, so that a record never moves."""
+
+    fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
+    key: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class StoreConfig:
+    """How a dataset version lies on disk."""
+
+    root: str = "${outputs}/datasets"
+    codec: Codec = Codec.zstd
+    level: int = 1
+    chunk_bytes: int = 256 * 1024
+    shard_bytes: int = 64 * 1024 * 1024
+    shuffle: bool = True
+    seed: int = 0
+
+
+@dataclass
+class LoaderConfig:
+    """How batches are read: memory is about twice `window_bytes` for each lane that a rank owns."""
+
+    window_bytes: int = 8 * 1024 * 1024
+    lanes: int = 8
+    prefetch: int = 2
+    eval_batch_size: int = 256
+
+
+@dataclass
+class DaskConfig:
+    """Where ingest runs."""
+
+    scheduler: DaskScheduler = DaskScheduler.threads
+    workers: int = "${cpus:}"  # type: ignore[assignment]
+
+
+@dataclass
+class DataConfig:
+    """A dataset: where it comes from, what is done to it, how it is stored and read."""
+
+    name: str = MISSING
+    kind: Kind = MISSING
+    version: str | None = None
+    fields: dict[str, FieldSpec] = field(default_factory=dict)
+    labels: list[str] | None = None
+    source: Node = field(default_factory=dict)
+    transforms: Node = field(default_factory=dict)
+    batch_transforms: Node = field(default_factory=dict)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    dask: DaskConfig = field(default_factory=DaskConfig)
+    _requires_: Node = field(default_factory=dict)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and how training runs. Batch sizes are counted in rows (samples)."""
+
+    max_epochs: int = 10
+    max_steps: int = -1
+    global_batch_size: int = 64
+    micro_batch_size: int | None = None
+    gradient_clip: float | None = 1.0
+    log_every_n_steps: int = 10
+    deterministic: bool = True
+    threads: int | None = None
+    _requires_: Node = field(default_factory=dict)
+
+
+@dataclass
+class StrategyConfig:
+    """How many processes train, and what keeps them together."""
+
+    name: str = MISSING
+    accelerator: Accelerator = Accelerator.auto
+    devices: int = 1
+    num_nodes: int = 1
+    plugin: Node = field(default_factory=dict)
+    _requires_: Node = field(default_factory=dict)
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats of training: the name here, and Lightning's word for it."""
+
+    name: str = MISSING
+    lightning: str = MISSING
+    bytes_per_weight: int = 4
+    _requires_: Node = field(default_factory=dict)
+
+
+@dataclass
+class MeasureConfig:
+    """How exported models are timed and compared."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
+    threads: int = 1
+    seconds: float = 0.6
+    on_mismatch: str = "fail"
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    name: str = MISSING
+    description: str = ""
+    tags: list[str] = field(default_factory=list)
+    group: str | None = None
+    seed: int = 0
+    stages: list[Stage] = field(default_factory=lambda: list(Stage))
+    from_run: str | None = None
+    run_dir: str | None = None
+    outputs: str = "outputs"
+    check: str = "before"
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Node = field(default_factory=dict)
+    task: Node = field(default_factory=dict)
+    optimizer: Node = field(default_factory=dict)
+    scheduler: Node = field(default_factory=dict)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    compress: Node = field(default_factory=dict)
+    export: Node = field(default_factory=dict)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    tracker: Node = field(default_factory=dict)

@@ -1,0 +1,285 @@
+"""From a source to a published dataset version.
+
+1. The version is a hash of what determines the content: source, transforms, split, layout.
+2. Dask reads the partitions; each one's rows are split by key, transformed, and left as pieces (`.npy`).
+3. The pieces' rows get a seeded global order (unless `store.shuffle` is off), and Dask writes the shards.
+4. The manifest is written last, the folder made read-only and renamed into place.
+
+Every piece and shard is a file that is complete or absent, so a killed ingest goes on where it was. A lock
+keeps a second process waiting; it then finds the work done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.errors import DataError
+from framework.record.console import progress
+from framework.record.files import folder_aside, write_json
+
+from .manifest import FORMAT, MANIFEST, Field, Manifest, Shard, Split
+from .rows import Rows, count, mix64, take
+from .sources import Source
+from .store import create_arrays, layout, write_shard
+from .transforms import Transform
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines the content of a dataset version.
+
+    Args:
+        name: the dataset's name.
+        source, transforms: the components, and their description as plain values for the hash.
+        fields: the fields that the result must have.
+        fractions, split_key, split_seed: which rows go to which split.
+        codec, level, chunk_bytes, shard_bytes, shuffle, seed: how the rows are laid out.
+    """
+
+    name: str
+    source: Source
+    transforms: Sequence[Transform]
+    description: Mapping[str, Any]
+    fields: Mapping[str, Field]
+    fractions: Mapping[str, float]
+    split_key: str | None = None
+    split_seed: int = 0
+    codec: str = "zstd"
+    level: int = 1
+    chunk_bytes: int = 256 * 1024
+    shard_bytes: int = 64 * 1024 * 1024
+    shuffle: bool = True
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return what is hashed into the version, as plain values."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "source": self.source.fingerprint(),
+            **self.description,
+            "fields": {n: asdict(f) for n, f in self.fields.items()},
+            "split": {"fractions": dict(self.fractions), "key": self.split_key, "seed": self.split_seed},
+            "store": [self.codec, self.level, self.chunk_bytes, self.shard_bytes, self.shuffle, self.seed],
+        }
+
+
+def version_of(identity: Mapping[str, Any]) -> str:
+    """Return the version: 12 hexadecimal digits of a hash of the identity."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int = 2) -> tuple[Path, bool]:
+    """Publish the dataset version that a recipe describes, unless it is there.
+
+    Args:
+        recipe: what to make.
+        root: the data root; the version goes to `<root>/<name>/<version>`.
+        scheduler: Dask's scheduler (`threads`, `processes`, `synchronous`).
+        workers: how many partitions or shards are worked on at once.
+
+    Returns:
+        the version's folder, and whether work was done.
+
+    Raises:
+        DataError: when the source is empty or malformed, or its fields are not those described.
+    """
+    identity = recipe.identity()
+    version = version_of(identity)
+    final = root / recipe.name / version
+    if (final / MANIFEST).exists():
+        return final, False
+    staging = root / recipe.name / f".{version}.staging"
+    staging.mkdir(parents=True, exist_ok=True)
+    with _lock(root / recipe.name / f".{version}.lock"):
+        if (final / MANIFEST).exists():
+            return final, False
+        staging.mkdir(parents=True, exist_ok=True)
+        pieces = _make_pieces(recipe, staging, scheduler, workers)
+        splits = _make_shards(recipe, staging, pieces, scheduler, workers)
+        provenance = {"identity": identity, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, provenance)
+        shutil.rmtree(staging / "pieces")
+        shutil.rmtree(staging / "shards")
+        write_json(staging / MANIFEST, manifest.to_json())
+        _publish(staging, final)
+    return final, True
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
+
+
+def _publish(staging: Path, final: Path) -> None:
+    for file in staging.rglob("*"):
+        if file.is_file():
+            file.chmod(0o444)
+    if final.exists():  # a folder without a manifest is no dataset
+        shutil.rmtree(final)
+    os.replace(staging, final)
+
+
+def _run(tasks: Sequence[Any], what: str, unit: str, scheduler: str, workers: int) -> list[Any]:
+    """Run Dask's delayed tasks with a progress bar and return their results, in order."""
+    import dask
+    from dask.callbacks import Callback
+
+    with progress(what, len(tasks), unit) as advance:
+        names = {task.key for task in tasks}
+
+        def finished(key: Any, *_: Any) -> None:
+            if key in names:
+                advance()
+
+        options: dict[str, Any] = {"scheduler": scheduler}
+        if scheduler != "synchronous":
+            options["num_workers"] = workers
+        with Callback(posttask=finished):
+            return list(dask.compute(*tasks, optimize_graph=False, **options))
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------
+
+
+def _make_pieces(recipe: Recipe, staging: Path, scheduler: str, workers: int) -> list[dict[str, int]]:
+    """Read, split and transform every partition; return the rows of each piece by split."""
+    from dask import delayed
+
+    partitions = list(recipe.source.partitions())
+    if not partitions:
+        raise DataError(f"the source of `{recipe.name}` is empty: it has no partitions")
+    make = delayed(_make_piece, pure=False)
+    tasks = [make(recipe, partition, i, staging / "pieces" / f"{i:06d}") for i, partition in enumerate(partitions)]
+    pieces = _run(tasks, f"reading {recipe.name}", "partitions", scheduler, workers)
+    for split in recipe.fractions:
+        if not sum(p.get(split, 0) for p in pieces):
+            total = sum(sum(p.values()) for p in pieces)
+            raise DataError(f"split `{split}` of `{recipe.name}` would have no rows; the source gave {total} in all")
+    return pieces
+
+
+def _make_piece(recipe: Recipe, partition: Any, index: int, folder: Path) -> dict[str, int]:
+    done = folder / "rows.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    rows = recipe.source.read(partition)
+    total = count(rows)
+    counts: dict[str, int] = {}
+    with folder_aside(folder) as aside:
+        if total:
+            for split, mask in _split_masks(recipe, rows, index, total).items():
+                part = take(rows, mask)
+                for transform in recipe.transforms:
+                    part = transform(part)
+                counts[split] = count(part)
+                _save(recipe, part, aside / split)
+        write_json(aside / "rows.json", counts)
+    return counts
+
+
+def _split_masks(recipe: Recipe, rows: Rows, partition: int, total: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return a mask for each split. A row's split depends on its key alone (default: its place in the source)."""
+    if recipe.split_key is None:
+        keys = (np.uint64(partition) << np.uint64(40)) + np.arange(total, dtype=np.uint64)
+    elif recipe.split_key not in rows:
+        raise DataError(f"data.split.key: the source has no field `{recipe.split_key}`; it has {', '.join(rows)}")
+    else:
+        keys = np.array([_hash_key(k) for k in rows[recipe.split_key]], dtype=np.uint64)
+    draws = mix64(keys ^ mix64(np.array([recipe.split_seed], dtype=np.uint64))) / float(2**64)
+    bounds = np.cumsum([0.0, *recipe.fractions.values()])
+    bounds[-1] = 1.1
+    return {
+        name: (draws >= low) & (draws < high)
+        for name, low, high in zip(recipe.fractions, bounds, bounds[1:], strict=False)
+    }
+
+
+def _hash_key(key: Any) -> int:
+    raw = key if isinstance(key, bytes) else str(key).encode()
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+def _save(recipe: Recipe, rows: Rows, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, spec in recipe.fields.items():
+        if name not in rows:
+            raise DataError(f"data.fields: there is no field `{name}` after the transforms, only {', '.join(rows)}")
+        array = rows[name]
+        if array.shape[1:] != spec.shape or array.dtype != np.dtype(spec.dtype):
+            raise DataError(
+                f"data.fields.{name}: rows are {array.dtype} {list(array.shape[1:])} after the transforms, "
+                f"and the config says {spec.dtype} {list(spec.shape)}"
+            )
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(array))
+
+
+# -- shards -----------------------------------------------------------------------------------------------------
+
+
+def _make_shards(
+    recipe: Recipe, staging: Path, pieces: Sequence[Mapping[str, int]], scheduler: str, workers: int
+) -> dict[str, Split]:
+    """Write every shard of every split; return the splits as the manifest lists them."""
+    from dask import delayed
+
+    row_bytes = sum(f.row_bytes for f in recipe.fields.values())
+    splits: dict[str, Split] = {}
+    tasks = []
+    make: Callable[..., Any] = delayed(_make_shard, pure=False)
+    for split in recipe.fractions:
+        sizes = np.array([p.get(split, 0) for p in pieces], dtype=np.int64)
+        plan = layout(int(sizes.sum()), row_bytes, recipe.chunk_bytes, recipe.shard_bytes)
+        splits[split] = plan
+        create_arrays(staging / split, dict(recipe.fields), plan, recipe.codec, recipe.level)
+        tasks += [
+            make(recipe, staging, split, plan, sizes, name, i)
+            for i in range(-(-plan.rows // plan.shard_rows))
+            for name in recipe.fields
+        ]
+    written: list[tuple[str, Shard]] = _run(tasks, f"writing {recipe.name}", "shards", scheduler, workers)
+    return {
+        name: replace(plan, shards=tuple(shard for split, shard in written if split == name))
+        for name, plan in splits.items()
+    }
+
+
+def _make_shard(
+    recipe: Recipe, staging: Path, split: str, plan: Split, sizes: npt.NDArray[np.int64], name: str, index: int
+) -> tuple[str, Shard]:
+    done = staging / "shards" / f"{split}-{name}-{index:06d}.json"
+    if done.exists():
+        return split, Shard(**json.loads(done.read_text()))
+    first = index * plan.shard_rows
+    last = min(first + plan.shard_rows, plan.rows)
+    wanted = np.arange(first, last)
+    if recipe.shuffle:
+        wanted = np.random.default_rng([recipe.seed, plan.rows]).permutation(plan.rows)[first:last]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    piece_of = np.searchsorted(starts, wanted, side="right") - 1
+    spec = recipe.fields[name]
+    values = np.empty((len(wanted), *spec.shape), dtype=spec.dtype)
+    for piece in np.unique(piece_of):
+        here = piece_of == piece
+        stored = np.load(staging / "pieces" / f"{piece:06d}" / split / f"{name}.npy", mmap_mode="r")
+        values[here] = stored[wanted[here] - starts[piece]]
+    shard = write_shard(staging / split, name, plan, index, values)
+    write_json(done, asdict(shard))
+    return split, shard

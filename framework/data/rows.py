@@ -1,0 +1,36 @@
+"""The currency of ingest: rows as a mapping from field name to an array whose first axis counts rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.errors import DataError
+
+Rows = dict[str, npt.NDArray]
+
+
+def count(rows: Rows) -> int:
+    """Return the number of rows.
+
+    Raises:
+        DataError: when the fields disagree about it.
+    """
+    lengths = {name: len(array) for name, array in rows.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"fields of different length: {lengths}")
+    return next(iter(lengths.values()), 0)
+
+
+def take(rows: Rows, index: npt.NDArray) -> Rows:
+    """Return the rows that `index` (integers or a mask) selects."""
+    return {name: array[index] for name, array in rows.items()}
+
+
+def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Hash 64-bit integers, each on its own (the finaliser of SplitMix64; Steele et al., OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        x = values + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

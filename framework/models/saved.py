@@ -1,0 +1,115 @@
+"""A model on disk: enough to build it again without the run that made it.
+
+A folder holds `model.json` (the model's config node, and what compression passes did to its structure) and
+`weights.safetensors`; or, for a model that is a captured graph (after quantisation), `program.pt2`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.config.components import build
+from framework.errors import UserError
+from framework.record.files import folder_aside, write_json
+
+MODEL_FILE, WEIGHTS_FILE, PROGRAM_FILE = "model.json", "weights.safetensors", "program.pt2"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one compression pass did: its config node, and the state from which `restore` redoes the structure."""
+
+    name: str
+    node: Mapping[str, Any]
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model with its description."""
+
+    model: nn.Module
+    node: Mapping[str, Any]
+    changes: Sequence[Change] = ()
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the model is a captured graph, which can be run and exported but not trained or changed."""
+        return isinstance(self.model, torch.fx.GraphModule)
+
+
+def save_model(saved: SavedModel, folder: Path, example: Sequence[Tensor]) -> None:
+    """Write a model; the folder appears whole or not at all.
+
+    Args:
+        saved: the model and its description.
+        folder: where to.
+        example: inputs of batch size >= 2, needed to write a captured graph.
+    """
+    from safetensors.torch import save_file
+
+    with folder_aside(folder) as aside:
+        if saved.is_program:
+            torch.export.save(export_program(saved.model, example), aside / PROGRAM_FILE)
+        else:
+            save_file(_without_aliases(saved.model), aside / WEIGHTS_FILE)
+        write_json(
+            aside / MODEL_FILE,
+            {"format": 1, "model": dict(saved.node), "changes": [asdict(c) for c in saved.changes]},
+        )
+
+
+def load_model(folder: Path) -> SavedModel:
+    """Read a model back, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: when a file is missing or the weights do not fit the description.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        described = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"`{folder}` holds no readable model: {error}") from None
+    changes = [Change(**c) for c in described["changes"]]
+    if (folder / PROGRAM_FILE).exists():
+        graph = torch.export.load(folder / PROGRAM_FILE).module()
+        return SavedModel(graph, described["model"], changes)
+    model: nn.Module = build(described["model"], "model")
+    for change in changes:
+        model = build(change.node, f"compress.{change.name}").restore(model, change.state)
+    try:
+        _, unexpected = model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+        missing = set(_without_aliases(model)) - set(load_file(folder / WEIGHTS_FILE))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"the weights in `{folder}` do not fit its {MODEL_FILE}: {error}") from None
+    if unexpected or missing:
+        raise UserError(f"the weights in `{folder}` do not fit its {MODEL_FILE}: {sorted([*unexpected, *missing])}")
+    return SavedModel(model.eval(), described["model"], changes)
+
+
+def export_program(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
+    """Capture a model with a batch axis of any size. `example` needs a batch of at least 2."""
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    shapes = tuple({0: batch} for _ in example)
+    module = model if isinstance(model, torch.fx.GraphModule) else model.eval()
+    with torch.no_grad():
+        return torch.export.export(module, tuple(example), dynamic_shapes=shapes)
+
+
+def _without_aliases(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with each tensor once, contiguous (tied weights are stored under their first name)."""
+    seen: dict[int, str] = {}
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and seen.setdefault(tensor.data_ptr(), name) != name:
+            continue
+        kept[name] = tensor.detach().cpu().contiguous()
+    return kept

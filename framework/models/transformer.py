@@ -1,0 +1,71 @@
+"""The transformer block that the ViT and the GPT share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, with rotary positions where they are given (Su et al., 2021).
+
+    Args:
+        width: size of the embedding.
+        heads: number of heads; must divide `width`.
+        causal: whether a position sees only those before it.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
+        batch, time, width = x.shape
+        qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [batch, heads, time, head width]
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).reshape(batch, time, width))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream.
+
+    Args:
+        width, heads, causal: see `Attention`.
+        mlp_width: size of the MLP's hidden layer.
+        dropout: probability of dropping an element of each branch while training.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_width: int, causal: bool, dropout: float = 0.0):
+        super().__init__()
+        self.norm_attention = nn.RMSNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.norm_mlp = nn.RMSNorm(width)
+        self.mlp_in = nn.Linear(width, mlp_width, bias=False)
+        self.mlp_out = nn.Linear(mlp_width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
+        x = x + self.dropout(self.attention(self.norm_attention(x), rotation))
+        return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))))
+
+
+def rotation_table(length: int, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of rotary positions, each [length, head width / 2]."""
+    frequencies = base ** (-torch.arange(0, head_width, 2).float() / head_width)
+    angles = torch.outer(torch.arange(length).float(), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the two halves of each head by its position's angles; x is [batch, heads, time, head width]."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

@@ -1,0 +1,127 @@
+"""What a person sees while a run is going on: lines, and progress with rate and time left."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOGGER = logging.getLogger("framework")
+_PLAIN_EVERY_S = 15.0
+Advance = Callable[..., None]
+
+
+def say(message: str) -> None:
+    """Show a line on the terminal and write it to the run's log."""
+    LOGGER.info(message)
+
+
+def start_logging(log_file: Path | None) -> None:
+    """Send the framework's lines to the terminal, and everything (libraries' warnings, too) to `log_file`."""
+    stop_logging()
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.addFilter(lambda record: record.name == "framework" and not getattr(record, "file_only", False))
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(terminal)
+    if log_file is not None:
+        file = logging.FileHandler(log_file, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    logging.captureWarnings(True)
+
+
+def stop_logging() -> None:
+    """Close the handlers that `start_logging` opened."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+
+
+def on_terminal() -> bool:
+    """Return whether a person watches."""
+    return sys.stdout.isatty()
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
+    """Show the progress of long work; yields `advance(n=1, note="")`.
+
+    On a terminal a bar with rate and time left; elsewhere a plain line now and then.
+    """
+    if on_terminal():
+        yield from _bar(what, total, unit)
+    else:
+        yield from _lines(what, total, unit)
+
+
+def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}" if total else "{task.completed:,.0f}"),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    began = last = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= _PLAIN_EVERY_S:
+            last = now
+            rate = done / (now - began)
+            left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+            share = f"{done:,}/{total:,}" if total else f"{done:,}"
+            say(f"  {what}: {share} {unit} at {rate:,.0f}/s{left} {note}".rstrip())
+
+    yield advance
+
+
+def duration_text(seconds: float) -> str:
+    """Return `0.4 s`, `12 s`, `3 min 10 s`, `2 h 5 min`, `4 d`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 172_800:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds // 86_400:.0f} d"
+
+
+def bytes_text(count: float) -> str:
+    """Return `812 B`, `14.2 kB`, `3.1 MB`, `2.0 GB` (decimal units)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,229 @@
+"""One training of one model: used by the stage `train`, and by compression passes to fine-tune."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from framework.config.components import build, build_set
+from framework.data.batch_transforms import BatchTransform
+from framework.data.loader import EvalLoader, ShardLoader
+from framework.record.experiment import Experiment
+from framework.record.interrupts import INTERRUPTS
+
+from .callbacks import Checkpoints, ProgressLine, StopOnSignal
+from .module import LogMetrics, TrainingModule, scalars
+from .tasks import Task, forward
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training gave: validation metrics of the best epoch, the precision that was really used."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    steps: int
+    precision: str
+    device: str
+
+
+@dataclass
+class Workbench:
+    """The parts of an experiment that training and judging models need, built once.
+
+    Args:
+        experiment: config and record.
+        dataset: folder of the dataset version.
+    """
+
+    experiment: Experiment
+    dataset: Path
+
+    def __post_init__(self) -> None:
+        cfg = self.experiment.config
+        self.task: Task = build(cfg.task, "task")
+        self.transforms: Sequence[BatchTransform] = list(
+            build_set(cfg.data.batch_transforms, "data.batch_transforms").values()
+        )
+
+    @property
+    def config(self) -> DictConfig:
+        """The experiment's config."""
+        return self.experiment.config
+
+    def train_loader(self, rank: int = 0, world_size: int = 1) -> ShardLoader:
+        """Return a fresh loader of the train split."""
+        cfg = self.config
+        return ShardLoader(
+            self.dataset,
+            "train",
+            cfg.trainer.global_batch_size,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=cfg.trainer.micro_batch_size,
+            seed=cfg.seed,
+            lanes=cfg.data.loader.lanes,
+            window_bytes=cfg.data.loader.window_bytes,
+            prefetch=cfg.data.loader.prefetch,
+            transforms=self.transforms,
+        )
+
+    def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> EvalLoader:
+        """Return a loader of a split in stored order."""
+        size = self.config.data.loader.eval_batch_size
+        return EvalLoader(
+            self.dataset, split, size, rank=rank, world_size=world_size, transforms=self.transforms
+        )
+
+    def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
+        """Return model inputs made of the first rows of the train split."""
+        loader = EvalLoader(self.dataset, "train", rows, transforms=self.transforms)
+        batch = next(iter(loader))
+        return tuple(batch[name] for name in self.task.inputs)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Return a model's scalar metrics on a split, as `split/name`, and its matrices by name."""
+        metrics = self.task.metrics()
+        was_training = model.training
+        if not isinstance(model, torch.fx.GraphModule):
+            model.eval()
+        for batch in self.eval_loader(split):
+            self.task.update(metrics, forward(model, self.task, batch), batch)
+        if was_training and not isinstance(model, torch.fx.GraphModule):
+            model.train()
+        matrices = {n: v for n, v in metrics.compute().items() if v.numel() > 1}
+        return scalars(metrics, split), matrices
+
+    def seed(self) -> None:
+        """Seed every generator from the config, and set the number of threads."""
+        pl.seed_everything(self.config.seed, verbose=False)
+        if self.config.trainer.threads:
+            torch.set_num_threads(self.config.trainer.threads)
+
+
+def fit(
+    bench: Workbench,
+    model: nn.Module,
+    folder: Path,
+    *,
+    what: str,
+    log: LogMetrics,
+    epochs: int | None = None,
+    learning_rate_scale: float = 1.0,
+    resume: bool = False,
+) -> Fitted:
+    """Train a model in place; on return it holds the best weights.
+
+    Args:
+        bench: config, data and task.
+        model: what is trained.
+        folder: for checkpoints.
+        what: shown beside the progress.
+        log: receives metrics.
+        epochs: instead of `trainer.max_epochs` and `trainer.max_steps`.
+        learning_rate_scale: factor on the optimizer's learning rate.
+        resume: go on from `folder/last.ckpt` where there is one.
+
+    Raises:
+        Preempted: when a signal asked to stop; the state is saved.
+        UserError: when the loss is not finite.
+    """
+    cfg = bench.config
+    trainer_cfg, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
+    optimizer = build(cfg.optimizer, "optimizer")
+    if learning_rate_scale != 1.0:
+        optimizer = _scaled(optimizer, learning_rate_scale)
+    module = TrainingModule(
+        model,
+        bench.task,
+        optimizer,
+        build(cfg.scheduler, "scheduler") if cfg.scheduler else None,
+        log,
+        trainer_cfg.log_every_n_steps,
+    )
+    metric = f"val/{bench.task.monitor}"
+    checkpoints = Checkpoints(folder, metric, bench.task.mode)
+    local_batch = trainer_cfg.global_batch_size // world
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=cfg.strategy.accelerator.value,
+            devices=cfg.strategy.devices,
+            num_nodes=cfg.strategy.num_nodes,
+            strategy=build(cfg.strategy.plugin, "strategy.plugin") if cfg.strategy.plugin else "auto",
+            precision=cfg.precision.lightning,
+            max_epochs=epochs if epochs is not None else trainer_cfg.max_epochs,
+            max_steps=-1 if epochs is not None else trainer_cfg.max_steps,
+            accumulate_grad_batches=local_batch // (trainer_cfg.micro_batch_size or local_batch),
+            gradient_clip_val=trainer_cfg.gradient_clip,
+            deterministic="warn" if trainer_cfg.deterministic else None,
+            callbacks=[checkpoints, ProgressLine(what, metric), StopOnSignal(checkpoints)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        last = folder / "last.ckpt"
+        with INTERRUPTS.deferred():
+            trainer.fit(
+                module,
+                bench.train_loader(trainer.global_rank, trainer.world_size),
+                bench.eval_loader("val", trainer.global_rank, trainer.world_size),
+                ckpt_path=last if resume and last.exists() else None,
+                weights_only=False,
+            )
+    checkpoints.load_best(module)
+    model.cpu()
+    best = next((h for h in module.history if h["epoch"] == checkpoints.best_epoch), {metric: checkpoints.best or 0.0})
+    return Fitted(
+        metrics={k: v for k, v in best.items() if k != "epoch"},
+        history=module.history,
+        steps=trainer.global_step,
+        precision=effective_precision(trainer),
+        device=str(trainer.strategy.root_device),
+    )
+
+
+def effective_precision(trainer: pl.Trainer) -> str:
+    """Return the precision that was used, which is not always the one asked for (fp16 falls to bf16 on a CPU)."""
+    plugin = trainer.precision_plugin
+    asked = str(plugin.precision)
+    if asked == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        return "bf16-mixed"
+    return asked
+
+
+def _scaled(optimizer: Any, factor: float) -> Any:
+    def make(groups: Any) -> torch.optim.Optimizer:
+        made = optimizer(groups)
+        for group in made.param_groups:
+            group["lr"] *= factor
+        return made
+
+    return make
+
+
+@contextmanager
+def _quiet_lightning() -> Any:
+    """Lightning's hints about its own defaults go to the log file only when they are warnings."""
+    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero", "lightning.pytorch")
+    before = {n: logging.getLogger(n).level for n in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

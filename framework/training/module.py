@@ -1,0 +1,129 @@
+"""The LightningModule: a model, a task and an optimizer, with metrics that cost nothing between log steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from framework.data.batch_transforms import Batch
+from framework.errors import UserError
+
+from .tasks import Task, forward
+
+LogMetrics = Callable[[dict[str, float], int], None]
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
+
+
+class MetricBuffer:
+    """Keeps detached scalars until they are wanted: one reduction and one transfer for many steps."""
+
+    def __init__(self) -> None:
+        self._values: list[Tensor] = []
+
+    def add(self, value: Tensor) -> None:
+        """Keep a scalar without waiting for the device."""
+        self._values.append(value.detach())
+
+    def mean(self) -> float:
+        """Return the mean of what was kept, and forget it."""
+        mean = torch.stack(self._values).float().mean().item()
+        self._values.clear()
+        return mean
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains a model on a task.
+
+    Args:
+        model: the network.
+        task: loss and metrics.
+        optimizer: makes the optimizer from parameter groups.
+        scheduler: makes the learning-rate schedule from the optimizer and the number of steps, or None.
+        log: receives metrics and the step, on rank 0.
+        log_every_n_steps: how often training metrics are handed to `log`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        log: LogMetrics,
+        log_every_n_steps: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._log, self._every = log, log_every_n_steps
+        self._losses = MetricBuffer()
+        self._val_metrics: MetricCollection | None = None
+        self.last_loss = float("nan")
+        self.history: list[dict[str, float]] = []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(parameter_groups(self.model))
+        if self._scheduler is None:
+            return optimizer
+        schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.task.loss(forward(self.model, self.task, batch), batch)
+        self._losses.add(loss)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        step = self.trainer.global_step
+        if step % self._every == 0 or self.trainer.is_last_batch:
+            self.flush(step)
+
+    def flush(self, step: int) -> None:
+        """Hand the mean loss since the last time, and the learning rate, to the trackers."""
+        if not len(self._losses):
+            return
+        self.last_loss = self._losses.mean()
+        if not self.last_loss < float("inf"):
+            raise UserError(
+                f"the training loss is {self.last_loss} by step {step} (epoch {self.current_epoch}); "
+                "a smaller optimizer.lr, trainer.gradient_clip or precision=fp32 may help"
+            )
+        if self.global_rank == 0:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._log({"train/loss": self.last_loss, "train/lr": rate, "epoch": float(self.current_epoch)}, step)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_metrics = self.task.metrics().to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        assert self._val_metrics is not None
+        self.task.update(self._val_metrics, forward(self.model, self.task, batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._val_metrics is not None
+        values = scalars(self._val_metrics, "val")
+        self.history.append({"epoch": self.current_epoch, **values})
+        if self.global_rank == 0:
+            self._log(values, self.trainer.global_step)
+
+
+def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:
+    """Return the scalar values of metrics, by `prefix/name`."""
+    return {f"{prefix}/{name}": v.item() for name, v in metrics.compute().items() if v.numel() == 1}
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return two groups: matrices with the optimizer's weight decay; norms, biases and other vectors without."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in wanted if p.ndim >= 2], [p for p in wanted if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]

@@ -1,0 +1,152 @@
+"""What a model is for: which fields it takes, its loss, its metrics, and what to show of it.
+
+To add one, write a class with the attributes and methods of `Task` and a YAML in `conf/task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from framework.data.batch_transforms import Batch
+
+
+class Task(Protocol):
+    """The contract between a model's outputs and everything that judges them.
+
+    Attributes:
+        inputs: the fields that are the model's arguments, in order.
+        monitor: the metric by which checkpoints and runs are compared.
+        mode: whether `monitor` is better when larger (`max`) or smaller (`min`).
+    """
+
+    inputs: Sequence[str]
+    monitor: str
+    mode: Literal["max", "min"]
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the scalar to be minimised."""
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics; scalars are recorded, matrices are shown in the report."""
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        """Add a batch to the metrics."""
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """Return the decision that outputs amount to (a class, a token), for counting agreement."""
+
+    def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
+        """Return texts to be shown in the report, by title."""
+
+
+def forward(model: nn.Module, task: Task, batch: Batch) -> Tensor:
+    """Return the model's outputs for a batch."""
+    return model(*(batch[name] for name in task.inputs))
+
+
+@dataclass
+class Classification:
+    """One of several classes for each row.
+
+    Args:
+        classes: the number of classes.
+        inputs: fields given to the model.
+        target: field of the right class, int64 [batch].
+        loss_name: the loss.
+        label_smoothing: share of the target spread over all classes while training.
+        monitor, mode: see `Task`.
+    """
+
+    classes: int
+    inputs: Sequence[str] = ("image",)
+    target: str = "label"
+    loss_name: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    monitor: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs.float(), batch[self.target], label_smoothing=self.label_smoothing)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(self.classes, average="micro"),
+                "loss": MeanMetric(),
+                "confusion": MulticlassConfusionMatrix(self.classes),
+            },
+            compute_groups=False,
+        )
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        target = batch[self.target]
+        metrics["accuracy"].update(outputs, target)
+        metrics["confusion"].update(outputs, target)
+        metrics["loss"].update(F.cross_entropy(outputs.float(), target), weight=len(target))
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=-1)
+
+    def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
+        return {}
+
+
+@dataclass
+class LanguageModelling:
+    """The next token of a text.
+
+    Args:
+        inputs: fields given to the model.
+        target: field of the next tokens, int64 [batch, time].
+        bytes_per_token: average bytes that a token stands for; 1 for bytes.
+        sample_length: tokens generated for the report; 0 for none.
+        temperature: of the sample.
+        loss_name: the loss.
+        monitor, mode: see `Task`.
+    """
+
+    inputs: Sequence[str] = ("tokens",)
+    target: str = "next"
+    bytes_per_token: float = 1.0
+    sample_length: int = 400
+    temperature: float = 0.8
+    loss_name: Literal["cross_entropy"] = "cross_entropy"
+    monitor: str = "bits_per_byte"
+    mode: Literal["max", "min"] = "min"
+    _per_token: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._per_token = 1.0 / (self.bytes_per_token * torch.log(torch.tensor(2.0)).item())
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1).float(), batch[self.target].flatten())
+
+    def metrics(self) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(), "bits_per_byte": MeanMetric()}
+        return MetricCollection(metrics, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        loss = self.loss(outputs, batch)
+        metrics["loss"].update(loss, weight=batch[self.target].numel())
+        metrics["bits_per_byte"].update(loss * self._per_token, weight=batch[self.target].numel())
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=-1)
+
+    def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
+        generate: Any = getattr(model, "generate", None)
+        if generate is None or not self.sample_length:
+            return {}
+        prompt = batch[self.inputs[0]][:1, :64]
+        tokens = generate(prompt, self.sample_length, self.temperature, torch.Generator().manual_seed(0))[0].tolist()
+        text = bytes(t for t in tokens if 0 < t < 256).decode(errors="replace")
+        head = bytes(t for t in prompt[0].tolist() if 0 < t < 256).decode(errors="replace")
+        return {"Text sample": f"{head}⟦{text[len(head) :]}⟧"}

@@ -1,0 +1,33 @@
+"""The stage `train`: from a dataset version to a trained model."""
+
+from __future__ import annotations
+
+from framework.config.components import as_plain, build
+from framework.data.dataset import dataset_of
+from framework.models.saved import SavedModel, save_model
+from framework.record.console import say
+from framework.record.experiment import Experiment
+
+from .fit import Workbench, fit
+
+
+def run(experiment: Experiment) -> None:
+    """Train, keep the best weights by the validation metric, and leave the artifact `model/trained`."""
+    bench = Workbench(experiment, dataset_of(experiment))
+    bench.seed()
+    model = build(experiment.config.model, "model")
+    parameters = sum(p.numel() for p in model.parameters())
+    folder = experiment.folder / "checkpoints"
+    resumed = (folder / "last.ckpt").exists()
+    fitted = fit(bench, model, folder, what="training", log=experiment.log, resume=True)
+    trained = experiment.folder / "model" / "trained"
+    save_model(SavedModel(model.eval(), as_plain(experiment.config.model)), trained, bench.example())
+    record = experiment.record
+    record.add_artifact("model/trained", trained, "model")
+    record.update(
+        effective={"precision": fitted.precision, "device": fitted.device, "strategy": experiment.config.strategy.name}
+    )
+    record.add_metrics({**fitted.metrics, "train/steps": fitted.steps, "model/parameters": parameters})
+    metrics = ", ".join(f"{k} {v:.4f}" for k, v in fitted.metrics.items())
+    went_on = " (went on from a checkpoint)" if resumed else ""
+    say(f"  {parameters:,} parameters, {fitted.steps:,} steps in {fitted.precision} on {fitted.device}{went_on}: {metrics}")
