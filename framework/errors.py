@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
 EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -22,6 +25,16 @@ class DataError(UserError):
 
 class Preempted(Exception):
     """The run was stopped by a signal after a good checkpoint; running it again goes on (exit code 75)."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one sentence that says why something ended: the message, and the type where it is not ours."""
+    if isinstance(error, (UserError, Preempted)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" (`{error.filename}`)" if error.filename else ""
+        return f"the disk is full{where}; make room and run again"
+    return f"{type(error).__name__}: {error}"
 
 
 class ConfigWarning(UserWarning):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
+
+from framework.errors import UserError
 
 from .origins import Origins
 from .plugins import CONF, register
 
 CONFIG_NAME = "config"
+OVERRIDES_FILE = "overrides.txt"
+_NOT_INHERITED = ("stages", "from_run", "run_dir", "check")
 
 
 def compose_experiment(overrides: Sequence[str] = (), config_dir: Path | None = None) -> tuple[DictConfig, Origins]:
@@ -22,20 +28,67 @@ def compose_experiment(overrides: Sequence[str] = (), config_dir: Path | None = 
     Raises:
         UserError: when a group, an option or a key does not exist.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from .explain import explain
 
-    register()
-    GlobalHydra.instance().clear()
-    paths = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+    typed = [*_search_path(config_dir), *inherit_overrides(overrides)]
+    with _loader() as loader:
         try:
-            cfg = compose(CONFIG_NAME, overrides=[*paths, *overrides])
+            return compose(CONFIG_NAME, overrides=typed), Origins(loader, CONFIG_NAME, typed)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, loader) from None
-        return cfg, Origins(loader, CONFIG_NAME, [*paths, *overrides])
+
+
+def inherit_overrides(arguments: Sequence[str]) -> list[str]:
+    """Put the overrides of the run that `from_run=PATH` continues before those typed, which win.
+
+    With a `recipe=` of its own the command line describes the experiment anew, and nothing is taken over.
+    """
+    typed = {_key(a): a for a in arguments if "=" in a}
+    folder = typed.get("from_run", "").partition("=")[2].strip("'\"")
+    file = Path(folder) / OVERRIDES_FILE
+    if not folder or folder == "null" or "recipe" in typed or not file.is_file():
+        return list(arguments)
+    earlier = file.read_text(encoding="utf-8").splitlines()
+    return [*(o for o in earlier if _key(o) not in (*typed, *_NOT_INHERITED)), *arguments]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+@contextmanager
+def command_line_loader(arguments: Sequence[str]) -> Iterator[ConfigLoader]:
+    """Yield the loader that Hydra uses for a command line, with the folder of its `--config-dir`."""
+    folder = None
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, _, joined = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = Path(joined or value)
+    with _loader() as loader:
+        if folder is not None and folder.is_dir():
+            loader.get_search_path().append("command-line", f"file://{folder.resolve()}")
+            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+        yield loader
+
+
+@contextmanager
+def _loader() -> Iterator[ConfigLoader]:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _search_path(config_dir: Path | None) -> list[str]:
+    if config_dir is None:
+        return []
+    if not config_dir.is_dir():
+        raise UserError(f"--config-dir: there is no folder `{config_dir}`")
+    return [f"hydra.searchpath=[file://{config_dir.resolve()}]"]

@@ -59,17 +59,19 @@ class Origins:
             found = [
                 _Source(d.package or "", file)
                 for d in defaults.defaults
-                if d.config_path and (file := self._file(d.config_path)) is not None
+                if d.config_path and (file := file_of(self._loader, d.config_path)) is not None
             ]
             self._sources = found
         return self._sources
 
-    def _file(self, config_path: str) -> Path | None:
-        for source in self._loader.get_sources():
-            if source.scheme() in ("file", "recipes") and source.is_config(config_path):
-                name = source._file(config_path) if isinstance(source, RecipeSource) else f"{config_path}.yaml"
-                return Path(source.path) / (name or "")
-        return None
+
+def file_of(loader: ConfigLoader, config_path: str) -> Path | None:
+    """Return the file of an option (`group/option`), or None when it is not a file of its own on disk."""
+    for source in loader.get_sources():
+        if source.scheme() in ("file", "recipes") and source.is_config(config_path):
+            name = source._file(config_path) if isinstance(source, RecipeSource) else f"{config_path}.yaml"
+            return Path(source.path) / (name or "")
+    return None
 
 
 def _short(file: Path) -> Path:

@@ -84,12 +84,24 @@ def age(record: RunRecord) -> float:
     return (datetime.now().astimezone() - datetime.fromisoformat(record["created"])).total_seconds()
 
 
-def flat_config(record: RunRecord) -> dict[str, Any]:
-    """Return the run's resolved config as one flat mapping from dotted keys to scalars."""
+def flat_config(config: Any) -> dict[str, Any]:
+    """Return a config as one flat mapping from dotted keys to scalars."""
+    return dict(_flatten(OmegaConf.to_container(config, resolve=True), ""))
+
+
+def config_of(record: RunRecord) -> Any:
+    """Return the run's resolved config."""
     file = record.folder / "config.yaml"
     if not file.exists():
         raise UserError(f"`{record.folder}` has no config.yaml")
-    return dict(_flatten(OmegaConf.to_container(OmegaConf.load(file), resolve=True), ""))
+    return OmegaConf.load(file)
+
+
+def config_differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, with both values; a key that one lacks is shown as `-`."""
+    left, right = flat_config(a), flat_config(b)
+    keys = [*left, *(k for k in right if k not in left)]
+    return {k: (left.get(k, "-"), right.get(k, "-")) for k in keys if left.get(k, "-") != right.get(k, "-")}
 
 
 def _flatten(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -98,10 +110,3 @@ def _flatten(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f"{path}.{name}" if path else str(name))
     else:
         yield path, json.dumps(node) if isinstance(node, (list, dict)) else node
-
-
-def config_differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, with both values; a key that one lacks is shown as `-`."""
-    left, right = flat_config(a), flat_config(b)
-    keys = [*left, *(k for k in right if k not in left)]
-    return {k: (left.get(k, "-"), right.get(k, "-")) for k in keys if left.get(k, "-") != right.get(k, "-")}

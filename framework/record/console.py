@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from framework.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER, Preempted, UserError, reason_of
 
 LOGGER = logging.getLogger("framework")
 _PLAIN_EVERY_S = 15.0
@@ -48,6 +52,24 @@ def stop_logging() -> None:
 def on_terminal() -> bool:
     """Return whether a person watches."""
     return sys.stdout.isatty()
+
+
+def report_failure(error: BaseException) -> int:
+    """Tell the user why something ended, on standard error, and return the exit code that says the same.
+
+    What the user can mend is one message; a bug is shown with its traceback.
+    """
+    if isinstance(error, Preempted):
+        print(f"{error}; the same command with run_dir=PATH goes on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    expected = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+    if not expected:
+        traceback.print_exception(error)
+    print(f"error: {reason_of(error)}", file=sys.stderr)
+    return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from framework.errors import UserError
 from .files import checksum, size_of, write_json
 
 RUN_FILE = "run.json"
+RESERVE_BYTES = 256 * 1024
 RESERVED_NAMES = ("datasets", "sweeps", "latest")
 
 
@@ -73,9 +74,22 @@ class RunRecord:
             }
             write_json(folder / RUN_FILE, state)
         record = cls(folder)
-        record.update(status="running", error=None, pid=os.getpid())
         _point_latest(outputs, record.folder)
         return record
+
+    def begin(self) -> None:
+        """Say that this process runs it, and put space aside so that its end can be written on a full disk."""
+        self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        self.update(status="running", error=None, pid=os.getpid(), host=os.uname().nodename)
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Write down how it ended, with the space that was put aside if there is no other."""
+        self._reserve.unlink(missing_ok=True)
+        self.update(status=status, error=error)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / ".reserve"
 
     def __getitem__(self, key: str) -> Any:
         return self._state[key]
@@ -141,6 +155,22 @@ class RunRecord:
         if checksum(path) != artifact.sha256:
             raise UserError(f"`{path}` (artifact `{name}`) is damaged: its checksum changed; run its stage again")
         return path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process.
+
+        Raises:
+            UserError: when another process works in it.
+        """
+        import fcntl
+
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"run_dir: another process is working in `{self.folder}`") from None
+            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

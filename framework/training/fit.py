@@ -119,6 +119,7 @@ def fit(
     what: str,
     log: LogMetrics,
     epochs: int | None = None,
+    steps: int | None = None,
     learning_rate_scale: float = 1.0,
     resume: bool = False,
 ) -> Fitted:
@@ -130,7 +131,7 @@ def fit(
         folder: for checkpoints.
         what: shown beside the progress.
         log: receives metrics.
-        epochs: instead of `trainer.max_epochs` and `trainer.max_steps`.
+        epochs, steps: instead of `trainer.max_epochs` and `trainer.max_steps`, when either is given.
         learning_rate_scale: factor on the optimizer's learning rate.
         resume: go on from `folder/last.ckpt` where there is one.
 
@@ -154,6 +155,9 @@ def fit(
     metric = f"val/{bench.task.monitor}"
     checkpoints = Checkpoints(folder, metric, bench.task.mode)
     local_batch = trainer_cfg.global_batch_size // world
+    max_epochs, max_steps = trainer_cfg.max_epochs, trainer_cfg.max_steps
+    if epochs is not None or steps is not None:
+        max_epochs, max_steps = -1 if epochs is None else epochs, -1 if steps is None else steps
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator=cfg.strategy.accelerator.value,
@@ -161,8 +165,8 @@ def fit(
             num_nodes=cfg.strategy.num_nodes,
             strategy=build(cfg.strategy.plugin, "strategy.plugin") if cfg.strategy.plugin else "auto",
             precision=cfg.precision.lightning,
-            max_epochs=epochs if epochs is not None else trainer_cfg.max_epochs,
-            max_steps=-1 if epochs is not None else trainer_cfg.max_steps,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
             accumulate_grad_batches=local_batch // (trainer_cfg.micro_batch_size or local_batch),
             gradient_clip_val=trainer_cfg.gradient_clip,
             deterministic="warn" if trainer_cfg.deterministic else None,

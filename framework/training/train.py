@@ -25,6 +25,8 @@ def run(experiment: Experiment) -> None:
     record = experiment.record
     record.add_artifact("model/trained", trained, "model")
     record.update(
+        main_metric=bench.task.monitor,
+        main_mode=bench.task.mode,
         effective={"precision": fitted.precision, "device": fitted.device, "strategy": experiment.config.strategy.name}
     )
     record.add_metrics({**fitted.metrics, "train/steps": fitted.steps, "model/parameters": parameters})

@@ -1,0 +1,97 @@
+"""The command line of `run.py`: compose with Hydra, check, hand over to the runner."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from framework.config.check import require_sound
+from framework.config.compose import CONFIG_NAME, command_line_loader, inherit_overrides
+from framework.config.explain import explain
+from framework.config.origins import Origins
+from framework.config.plugins import CONF, register
+from framework.errors import EXIT_DONE, Preempted
+from framework.record.console import report_failure
+from framework.sweep.grid import register_sweepers
+
+
+class _Ended(Exception):
+    """An experiment ended badly and has said so; the rest of a sweep still runs."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def main() -> None:
+    """Run the command line in `sys.argv`; exits with DONE (0), USER (2), PREEMPTED (75) or FAILED (1)."""
+    sys.exit(_guarded(_command_line))
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except _Ended as ended:
+        return ended.code
+    except (HydraException, OmegaConfBaseException) as error:
+        with command_line_loader(sys.argv[1:]) as loader:
+            return report_failure(explain(error, loader))
+    except (Exception, KeyboardInterrupt) as error:
+        return report_failure(error)
+    return EXIT_DONE
+
+
+def _command_line() -> None:
+    import hydra
+
+    register()
+    register_sweepers()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        from framework.config.catalogue import describe_groups
+
+        with command_line_loader(sys.argv[1:]) as loader:
+            print(describe_groups(loader))
+        return
+    sys.argv[1:] = inherit_overrides(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them and exiting with 1
+    hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(_experiment)()
+
+
+def _experiment(config: DictConfig) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    own = HydraConfig.get()
+    overrides = list(own.overrides.task)
+    if own.mode is RunMode.MULTIRUN and config.group is None:
+        config.group = os.path.basename(own.sweep.dir)
+    try:
+        _check_and_run(config, overrides, Origins(GlobalHydra.instance().config_loader(), CONFIG_NAME, overrides))
+    except Preempted as error:
+        sys.exit(report_failure(error))  # a stop means all of a sweep
+    except Exception as error:
+        raise _Ended(report_failure(error)) from error
+
+
+def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -> None:
+    mode = config.check.lower()
+    if mode != "false":
+        require_sound(config, origins)
+    if mode == "shapes":
+        from framework.training.estimate import describe_shapes
+
+        print(describe_shapes(config))
+    elif mode == "true":
+        print("the config is sound")
+    else:
+        from framework.runner import run
+
+        run(config, overrides)
+
+

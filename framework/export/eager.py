@@ -1,0 +1,27 @@
+"""The model as it was saved, run by PyTorch eagerly: what every export is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .targets import Predict
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Runs a folder written by `framework.models.saved.save_model`; it writes nothing itself."""
+
+    def load(self, folder: Path, threads: int) -> Predict:
+        import torch
+
+        from framework.models.saved import load_model
+
+        torch.set_num_threads(threads)
+        model = load_model(folder).model
+
+        @torch.inference_mode()
+        def predict(arrays: list) -> object:
+            return model(*(torch.from_numpy(a) for a in arrays)).float().numpy()
+
+        return predict  # type: ignore[return-value]

@@ -1,0 +1,65 @@
+"""ONNX, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.errors import UserError
+
+from .targets import Predict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """Writes `model.onnx`, one file with the weights inside (below ONNX's limit of 2 GB), batch axis dynamic.
+
+    Args:
+        opset: version of ONNX's operator set.
+    """
+
+    opset: int = 20
+
+    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+        import torch
+
+        from framework.models.saved import export_program
+
+        program = export_program(model, example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in ("onnxscript", "torch.onnx", "onnx_ir"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            try:
+                torch.onnx.export(
+                    program,
+                    tuple(example),
+                    folder / MODEL,
+                    dynamo=True,
+                    input_names=list(inputs),
+                    output_names=["output"],
+                    opset_version=self.opset,
+                    external_data=False,
+                    verbose=False,
+                )
+            except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"export.onnx: the model cannot be written as ONNX: {reason}") from error
+
+    def load(self, folder: Path, threads: int) -> Predict:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        names = [node.name for node in session.get_inputs()]
+        return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]

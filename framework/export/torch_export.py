@@ -1,0 +1,39 @@
+"""torch.export: the captured graph as a `.pt2` file, run by PyTorch without the model's code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .targets import Predict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MODEL = "model.pt2"
+
+
+@dataclass(frozen=True)
+class TorchExport:
+    """Writes `model.pt2`, batch axis dynamic."""
+
+    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+        import torch
+
+        from framework.models.saved import export_program
+
+        torch.export.save(export_program(model, example), folder / MODEL)
+
+    def load(self, folder: Path, threads: int) -> Predict:
+        import torch
+
+        torch.set_num_threads(threads)
+        module = torch.export.load(folder / MODEL).module()
+
+        @torch.inference_mode()
+        def predict(arrays: Sequence) -> object:
+            return module(*(torch.from_numpy(a) for a in arrays)).float().numpy()
+
+        return predict  # type: ignore[return-value]
