@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -70,13 +71,14 @@ def _experiment(config: DictConfig) -> None:
     own = HydraConfig.get()
     overrides = list(own.overrides.task)
     if own.mode is RunMode.MULTIRUN and config.group is None:
-        config.group = os.path.basename(own.sweep.dir)
+        config.group = Path(own.sweep.dir).name
     try:
         _check_and_run(config, overrides, Origins(GlobalHydra.instance().config_loader(), CONFIG_NAME, overrides))
-    except Preempted as error:
-        sys.exit(report_failure(error))  # a stop means all of a sweep
     except Exception as error:
-        raise _Ended(report_failure(error)) from error
+        code = report_failure(error)
+        if own.mode is RunMode.RUN or isinstance(error, Preempted):  # a stop means all of a sweep
+            sys.exit(code)
+        raise _Ended(code) from error
 
 
 def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -> None:
@@ -93,5 +95,3 @@ def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -
         from framework.runner import run
 
         run(config, overrides)
-
-

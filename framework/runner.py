@@ -15,7 +15,7 @@ from framework.errors import Preempted, UserError, reason_of
 from framework.record.catalogue import config_differences
 from framework.record.console import duration_text, say, start_logging, stop_logging
 from framework.record.environment import describe_environment, git_diff
-from framework.record.experiment import Experiment
+from framework.record.experiment import Experiment, Tracker
 from framework.record.files import write_atomic
 from framework.record.interrupts import INTERRUPTS
 from framework.record.run import RunRecord
@@ -64,7 +64,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
         experiment = Experiment(config, record, earlier)
         try:
             experiment.trackers = list(build_set(config.tracker, "tracker").values())
-            started = []
+            started: list[Tracker] = []
             try:
                 for tracker in experiment.trackers:
                     tracker.start(record, as_plain(config))
@@ -77,8 +77,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
             else:
                 record.end("completed")
             finally:
-                for tracker in started:
-                    tracker.finish(record)
+                _finish(started, record)
             _say_summary(record)
         finally:
             stop_logging()
@@ -96,6 +95,15 @@ def rerun(earlier: RunRecord, outputs: Path) -> RunRecord:
         config.data.version = data["version"]
     typed = (earlier.folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
     return run(config, typed)
+
+
+def _finish(trackers: Sequence[Tracker], record: RunRecord) -> None:
+    """Close the trackers; one that fails costs neither the run its result nor another tracker its end."""
+    for tracker in trackers:
+        try:
+            tracker.finish(record)
+        except Exception as error:
+            say(f"warning: {type(tracker).__name__} did not finish: {reason_of(error)}")
 
 
 def _run_stage(experiment: Experiment, stage: Stage) -> None:

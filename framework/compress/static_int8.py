@@ -59,7 +59,16 @@ class StaticInt8:
                     break
             quantised = convert_pt2e(prepared)
             allow_exported_model_train_eval(quantised)
+        _drop_unused_weights(quantised)
         return Compressed(quantised)
 
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         raise AssertionError("a quantised model is saved as a program and needs no restoring")
+
+
+def _drop_unused_weights(graph: torch.fx.GraphModule) -> None:
+    """Remove the float weights that conversion leaves behind beside their int8 copies."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in {n for n, _ in (*graph.named_parameters(), *graph.named_buffers())} - used:
+        owner, _, attribute = name.rpartition(".")
+        delattr(graph.get_submodule(owner), attribute)

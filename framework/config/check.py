@@ -75,9 +75,10 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
         key = f"{path}.{name}" if path else str(name)
         yield key, node, name
         raw = node._get_node(name)
-        if isinstance(raw, (DictConfig, ListConfig)) and not raw._is_none() and not raw._is_missing():
-            if not raw._is_interpolation():
-                yield from _leaves(raw, key)
+        if isinstance(raw, (DictConfig, ListConfig)) and not (
+            raw._is_none() or raw._is_missing() or raw._is_interpolation()
+        ):
+            yield from _leaves(raw, key)
 
 
 def _unresolved(cfg: DictConfig) -> Iterator[Finding]:
@@ -111,7 +112,7 @@ def _components(cfg: DictConfig) -> Iterator[Finding]:
         node = cfg if container is None else container._get_node(name)
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             continue
-        if REQUIRES in node and node[REQUIRES]:
+        if node.get(REQUIRES):
             yield from (Finding(key, m) for m in unmet(cfg, key, plain(node[REQUIRES])))
         if "_target_" in node:
             yield from _target(key, node)
@@ -153,7 +154,9 @@ def _arguments(key: str, node: DictConfig, signature: Signature) -> Iterator[Fin
     if not node.get("_partial_", False) and "_args_" not in node:
         for parameter in signature.parameters:
             if parameter.required and parameter.name not in given:
-                yield Finding(key, f"`{signature.target}` needs `{parameter.name}`; give it as `{key}.{parameter.name}`")
+                yield Finding(
+                    key, f"`{signature.target}` needs `{parameter.name}`; give it as `{key}.{parameter.name}`"
+                )
 
 
 def _value(key: str, node: DictConfig, name: str, parameter: Parameter) -> Iterator[Finding]:

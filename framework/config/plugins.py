@@ -56,7 +56,11 @@ class FrameworkSearchPath(SearchPathPlugin):
     """Puts the framework's recipes and the user's own (`./recipes`, `FRAMEWORK_RECIPES`) on the search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        folders = [RECIPES, Path.cwd() / "recipes", *map(Path, os.environ.get("FRAMEWORK_RECIPES", "").split(":"))]
+        folders = [
+            RECIPES,
+            Path.cwd() / "recipes",
+            *map(Path, os.environ.get("FRAMEWORK_RECIPES", "").split(":")),
+        ]
         for folder in dict.fromkeys(f.resolve() for f in folders if str(f) != "." and f.is_dir()):
             search_path.append("recipes", f"recipes://{folder}")
 

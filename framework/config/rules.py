@@ -27,7 +27,10 @@ def stages_have_what_they_need(cfg: DictConfig) -> Iterator[Problem]:
 def runs_exist(cfg: DictConfig) -> Iterator[Problem]:
     """`from_run` names a run directory."""
     if cfg.from_run is not None and not (Path(cfg.from_run) / "run.json").is_file():
-        yield "from_run", f"`{cfg.from_run}` is not a run: it has no run.json; `python -m framework runs` lists runs"
+        yield (
+            "from_run",
+            f"`{cfg.from_run}` is not a run: it has no run.json; `python -m framework runs` lists runs",
+        )
 
 
 def fractions_make_a_whole(cfg: DictConfig) -> Iterator[Problem]:
@@ -54,7 +57,10 @@ def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
             f"{batch // world} rows a process do not divide into micro-batches of {trainer.micro_batch_size}",
         )
     elif cfg.data.loader.lanes % world:
-        yield "data.loader.lanes", f"must be a multiple of the {world} processes, and it is {cfg.data.loader.lanes}"
+        yield (
+            "data.loader.lanes",
+            f"must be a multiple of the {world} processes, and it is {cfg.data.loader.lanes}",
+        )
 
 
 def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:

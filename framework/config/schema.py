@@ -134,13 +134,14 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long and how training runs. Batch sizes are counted in rows (samples)."""
+    """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps."""
 
     max_epochs: int = 10
     max_steps: int = -1
     global_batch_size: int = 64
     micro_batch_size: int | None = None
     gradient_clip: float | None = 1.0
+    validate_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     deterministic: bool = True
     threads: int | None = None

@@ -287,7 +287,11 @@ def read_signature(target: str) -> Signature:
 
 def _signature(target: str, found: _Found) -> Signature:
     node = found.node
-    place = {"file": str(found.module.file), "line": getattr(node, "lineno", None), "module": found.module.name}
+    place = {
+        "file": str(found.module.file),
+        "line": getattr(node, "lineno", None),
+        "module": found.module.name,
+    }
     if isinstance(node, ast.ClassDef):
         place["doc"] = ast.get_docstring(node)
         if _is_dataclass(node):
@@ -342,8 +346,7 @@ def _arguments(target: str, found: _Found, *, skip_first: bool, place: dict[str,
         if not (skip_first and i == 0)
     ]
     parameters += [
-        Parameter(p.arg, p.annotation, default is None)
-        for p, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
+        Parameter(p.arg, p.annotation, default is None) for p, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
     ]
     return Signature(target, tuple(parameters), a.kwarg is not None, **place)  # type: ignore[arg-type]
 

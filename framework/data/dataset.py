@@ -85,7 +85,12 @@ def run(experiment: Experiment) -> None:
     manifest = Manifest.read(folder)
     splits = {name: split.rows for name, split in manifest.splits.items()}
     experiment.record.update(
-        data={"name": manifest.name, "version": manifest.version, "path": str(folder.resolve()), "rows": splits}
+        data={
+            "name": manifest.name,
+            "version": manifest.version,
+            "path": str(folder.resolve()),
+            "rows": splits,
+        }
     )
     rows = ", ".join(f"{name} {count:,}" for name, count in splits.items())
     state = "made" if made else "found"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +133,7 @@ def _publish(staging: Path, final: Path) -> None:
             file.chmod(0o444)
     if final.exists():  # a folder without a manifest is no dataset
         shutil.rmtree(final)
-    os.replace(staging, final)
+    staging.replace(final)
 
 
 def _run(tasks: Sequence[Any], what: str, unit: str, scheduler: str, workers: int) -> list[Any]:
@@ -262,7 +261,13 @@ def _make_shards(
 
 
 def _make_shard(
-    recipe: Recipe, staging: Path, split: str, plan: Split, sizes: npt.NDArray[np.int64], name: str, index: int
+    recipe: Recipe,
+    staging: Path,
+    split: str,
+    plan: Split,
+    sizes: npt.NDArray[np.int64],
+    name: str,
+    index: int,
 ) -> tuple[str, Shard]:
     done = staging / "shards" / f"{split}-{name}-{index:06d}.json"
     if done.exists():

@@ -6,7 +6,6 @@ presence and size is compared with the manifest before it is read, and every chu
 
 from __future__ import annotations
 
-import os
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,9 +73,7 @@ def write_shard(folder: Path, name: str, split: Split, index: int, values: npt.N
     first = index * split.shard_rows
     array[first : first + len(values)] = values
     file = folder / name / shard_path(index, values.ndim)
-    return Shard(
-        name, str(file.relative_to(folder.parent)), first, len(values), file.stat().st_size, checksum(file)
-    )
+    return Shard(name, str(file.relative_to(folder.parent)), first, len(values), file.stat().st_size, checksum(file))
 
 
 def shard_path(index: int, ndim: int) -> str:
@@ -116,7 +113,7 @@ class ShardReader:
     def _require(self, shard: Shard) -> None:
         file = self.folder / shard.path
         try:
-            found = os.stat(file).st_size
+            found = file.stat().st_size
         except FileNotFoundError:
             raise DataError(f"shard `{file}` is missing; {self._remedy()}") from None
         if found != shard.bytes:

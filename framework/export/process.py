@@ -36,7 +36,7 @@ class RuntimeProcess:
         self._scratch = tempfile.TemporaryDirectory(prefix="framework-export-")
         self._log = (Path(self._scratch.name) / "stderr").open("w+", encoding="utf-8", errors="replace")
         count = str(threads)
-        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        paths = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
         limits = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "framework.export.worker"],

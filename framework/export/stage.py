@@ -77,7 +77,11 @@ def _describe(experiment: Experiment, bench: Workbench, saved: SavedModel, folde
             "model": dict(saved.node),
             "compression": [change.name for change in saved.changes],
             "files": {f.name: checksum(f) for f in sorted(folder.iterdir())},
-            "provenance": {"run": source["id"], "data": record["data"]["name"], "version": record["data"]["version"]},
+            "provenance": {
+                "run": source["id"],
+                "data": record["data"]["name"],
+                "version": record["data"]["version"],
+            },
         },
     )
 

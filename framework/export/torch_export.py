@@ -17,7 +17,11 @@ MODEL = "model.pt2"
 
 @dataclass(frozen=True)
 class TorchExport:
-    """Writes `model.pt2`, batch axis dynamic."""
+    """Writes `model.pt2`, batch axis dynamic.
+
+    `torch.export.load` reads it with PyTorch alone; a quantised model wants `torch.ao.quantization.fx._decomposed`
+    imported before.
+    """
 
     def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch
@@ -29,8 +33,10 @@ class TorchExport:
     def load(self, folder: Path, threads: int) -> Predict:
         import torch
 
+        from framework.models.saved import load_program
+
         torch.set_num_threads(threads)
-        module = torch.export.load(folder / MODEL).module()
+        module = load_program(folder / MODEL)
 
         @torch.inference_mode()
         def predict(arrays: Sequence) -> object:

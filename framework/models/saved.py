@@ -80,8 +80,7 @@ def load_model(folder: Path) -> SavedModel:
         raise UserError(f"`{folder}` holds no readable model: {error}") from None
     changes = [Change(**c) for c in described["changes"]]
     if (folder / PROGRAM_FILE).exists():
-        graph = torch.export.load(folder / PROGRAM_FILE).module()
-        return SavedModel(graph, described["model"], changes)
+        return SavedModel(load_program(folder / PROGRAM_FILE), described["model"], changes)
     model: nn.Module = build(described["model"], "model")
     for change in changes:
         model = build(change.node, f"compress.{change.name}").restore(model, change.state)
@@ -102,6 +101,13 @@ def export_program(model: nn.Module, example: Sequence[Tensor]) -> torch.export.
     module = model if isinstance(model, torch.fx.GraphModule) else model.eval()
     with torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes=shapes)
+
+
+def load_program(file: Path) -> nn.Module:
+    """Load a `.pt2` file; the operators of quantised graphs are registered first."""
+    import torch.ao.quantization.fx._decomposed
+
+    return torch.export.load(file).module()
 
 
 def _without_aliases(model: nn.Module) -> dict[str, Tensor]:

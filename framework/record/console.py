@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from framework.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER, Preempted, UserError, reason_of
+from framework.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER,
+    Preempted,
+    UserError,
+    reason_of,
+)
 
 LOGGER = logging.getLogger("framework")
 _PLAIN_EVERY_S = 15.0

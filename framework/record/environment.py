@@ -10,10 +10,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch pytorch-lightning torchmetrics deepspeed hydra-core omegaconf dask zarr zarrs numpy optuna wandb "
-    "scikit-learn onnx onnxruntime torch-pruning torchao"
-).split()
+PACKAGES = [
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "deepspeed",
+    "hydra-core",
+    "omegaconf",
+    "dask",
+    "zarr",
+    "zarrs",
+    "numpy",
+    "optuna",
+    "wandb",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+    "torch-pruning",
+    "torchao",
+]
 
 
 def describe_environment() -> dict[str, Any]:

@@ -25,8 +25,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        aside = Path(name)
+        aside.chmod(0o644)
+        aside.replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -47,7 +48,7 @@ def folder_aside(final: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         if final.exists():
             shutil.rmtree(final)
-        os.replace(aside, final)
+        aside.replace(final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -197,4 +197,4 @@ def _point_latest(outputs: Path, folder: Path) -> None:
     target = folder.relative_to(outputs.resolve()) if folder.is_relative_to(outputs.resolve()) else folder
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
-    os.replace(aside, link)
+    aside.replace(link)

@@ -72,15 +72,15 @@ def model_columns(record: RunRecord, rows: list[dict[str, Any]]) -> dict[str, Co
     sizes = sorted({int(k.rpartition("_b")[2]) for row in rows for k in row if k.startswith("latency_b")})
     columns = {
         "model": Column("model", str),
-        "parameters": Column("parameters", lambda v: f"{v:,.0f}"),
+        "parameters": Column("params", lambda v: f"{v:,.0f}"),
         "bytes": Column("size", bytes_text),
         "metric": Column(f"test {record.get('main_metric', '')}", lambda v: f"{v:.4f}"),
     }
     for n in sizes:
-        columns[f"latency_b{n}"] = Column(f"ms, batch {n}", lambda v: f"{v:.3f}")
+        columns[f"latency_b{n}"] = Column(f"ms b{n}", lambda v: f"{v:.3f}")
         columns[f"speedup_b{n}"] = Column("faster", lambda v: f"{v:.1f}x")
-    columns["agreement"] = Column("decisions agree", lambda v: f"{v:.2%}")
-    columns["difference"] = Column("largest difference", lambda v: f"{v:.1e}")
+    columns["agreement"] = Column("agree", lambda v: f"{v:.2%}")
+    columns["difference"] = Column("max diff", lambda v: f"{v:.1e}")
     return {key: c for key, c in columns.items() if any(key in row for row in rows)}
 
 
@@ -94,7 +94,9 @@ def text_table(record: RunRecord) -> str:
     cells += [[c.text(row[k]) if k in row else "" for k, c in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     ]
     return "\n".join([lines[0].rstrip(), "  ".join("─" * w for w in widths), *(line.rstrip() for line in lines[1:])])

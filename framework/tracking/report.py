@@ -90,7 +90,9 @@ def render(experiment: Experiment, pictures: dict[str, str]) -> str:
         "data": f"{data['name']}/{data['version']}" if data else "",
         "rows": ", ".join(f"{k} {v:,}" for k, v in data["rows"].items()) if data else "",
         "strategy": ", ".join(f"{k} {v}" for k, v in record.get("effective", {}).items()),
-        "stages": ", ".join(f"{n} {duration_text(s.get('seconds', 0))}" for n, s in record["stages"].items()),
+        "stages": ", ".join(
+            f"{n} {duration_text(s['seconds'])}" for n, s in record["stages"].items() if "seconds" in s
+        ),
         "time": duration_text(duration(record)),
         "continues": str(cfg.from_run or ""),
         "python": environment.get("python", ""),
@@ -126,7 +128,10 @@ def _cells(rows: list[dict[str, Any]], columns: dict[str, Any]) -> list[list[str
     if not rows:
         return []
     heading = [title for title, _ in columns.values()]
-    return [heading, *([text(row[k]) if row.get(k) is not None else "" for k, (_, text) in columns.items()] for row in rows)]
+    return [
+        heading,
+        *([text(row[k]) if row.get(k) is not None else "" for k, (_, text) in columns.items()] for row in rows),
+    ]
 
 
 def _compress_cells(record: RunRecord) -> list[list[str]]:

@@ -80,7 +80,11 @@ class WandbTracker:
         run = self._run
         data, environment = record.get("data", {}), record.get("environment", {})
         run.config.update(
-            {"data_version": data.get("version"), "environment": environment, "effective": record.get("effective")},
+            {
+                "data_version": data.get("version"),
+                "environment": environment,
+                "effective": record.get("effective"),
+            },
             allow_val_change=True,
         )
         run.summary.update(dict(record.metrics))
@@ -97,7 +101,7 @@ class WandbTracker:
             elif artifact.kind == "report":
                 run.log({"report": wandb.Html((record.folder / artifact.path).read_text(encoding="utf-8"))})
         self._log_lineage(record)
-        run.finish(exit_code=EXIT_OF_STATUS.get(record["status"], 1), quiet=True)
+        run.finish(exit_code=EXIT_OF_STATUS.get(record["status"], 1))
         if self.mode == "offline":
             say(f"W&B: send with `wandb sync {record.folder}/wandb/latest-run`")
 
@@ -113,7 +117,9 @@ class WandbTracker:
             if kind is None:
                 continue
             artifact = wandb.Artifact(
-                f"{record['name']}-{name.replace('/', '-')}", type=kind, metadata={**above, "sha256": entry.sha256}
+                f"{record['name']}-{name.replace('/', '-')}",
+                type=kind,
+                metadata={**above, "sha256": entry.sha256},
             )
             path = record.folder / entry.path
             artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))

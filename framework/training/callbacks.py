@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from framework.errors import Preempted
+from framework.errors import Preempted, UserError
 from framework.record.console import progress, say
-from framework.record.interrupts import INTERRUPTS
 from framework.record.files import write_json
+from framework.record.interrupts import INTERRUPTS
 
 from .module import TrainingModule
 
@@ -27,14 +26,17 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, folder: Path, metric: str, mode: str) -> None:
         self.folder, self.metric, self.sign = folder, metric, 1.0 if mode == "max" else -1.0
-        self.best: float | None = None
-        self.best_epoch = -1
+        self.best: dict[str, float] = {}
+        self.best_step = self.judged_step = -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        value = pl_module.history[-1].get(self.metric)
-        if trainer.is_global_zero and value is not None and self._better(value):
-            self.best, self.best_epoch = value, trainer.current_epoch
+        self.judged_step = trainer.global_step
+        metrics = pl_module.validation
+        if self.metric not in metrics:
+            raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {', '.join(metrics)}")
+        if trainer.is_global_zero and self._better(metrics[self.metric]):
+            self.best, self.best_step = dict(metrics), trainer.global_step
             self._save_best(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,16 +48,17 @@ class Checkpoints(pl.Callback):
         aside = self.folder / ".last.ckpt"
         trainer.save_checkpoint(aside)
         if trainer.is_global_zero:
-            os.replace(aside, self.folder / "last.ckpt")
+            aside.replace(self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_step": self.best_step, "judged_step": self.judged_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.judged_step = state_dict["judged_step"]
 
     def _better(self, value: float) -> bool:
-        return self.best is None or self.sign * value > self.sign * self.best
+        return not self.best or self.sign * value > self.sign * self.best[self.metric]
 
     def _save_best(self, module: TrainingModule) -> None:
         from safetensors.torch import save_file
@@ -64,8 +67,8 @@ class Checkpoints(pl.Callback):
         aside = self.folder / ".best.safetensors"
         weights = {n: t.detach().cpu().contiguous().clone() for n, t in module.model.state_dict().items()}
         save_file(weights, aside)
-        os.replace(aside, self.folder / "best.safetensors")
-        write_json(self.folder / "best.json", {"metric": self.metric, "value": self.best, "epoch": self.best_epoch})
+        aside.replace(self.folder / "best.safetensors")
+        write_json(self.folder / "best.json", {"step": self.best_step, "metrics": self.best})
 
     def load_best(self, module: TrainingModule) -> None:
         """Put the best weights into the model."""

@@ -27,10 +27,9 @@ from .tasks import Task, forward
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training gave: validation metrics of the best epoch, the precision that was really used."""
+    """What a training gave: validation metrics of the best weights, the precision that was really used."""
 
     metrics: dict[str, float]
-    history: list[dict[str, float]]
     steps: int
     precision: str
     device: str
@@ -80,9 +79,7 @@ class Workbench:
     def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> EvalLoader:
         """Return a loader of a split in stored order."""
         size = self.config.data.loader.eval_batch_size
-        return EvalLoader(
-            self.dataset, split, size, rank=rank, world_size=world_size, transforms=self.transforms
-        )
+        return EvalLoader(self.dataset, split, size, rank=rank, world_size=world_size, transforms=self.transforms)
 
     def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
         """Return model inputs made of the first rows of the train split."""
@@ -155,6 +152,8 @@ def fit(
     metric = f"val/{bench.task.monitor}"
     checkpoints = Checkpoints(folder, metric, bench.task.mode)
     local_batch = trainer_cfg.global_batch_size // world
+    micro_batches = local_batch // (trainer_cfg.micro_batch_size or local_batch)
+    every = trainer_cfg.validate_every_n_steps
     max_epochs, max_steps = trainer_cfg.max_epochs, trainer_cfg.max_steps
     if epochs is not None or steps is not None:
         max_epochs, max_steps = -1 if epochs is None else epochs, -1 if steps is None else steps
@@ -167,7 +166,9 @@ def fit(
             precision=cfg.precision.lightning,
             max_epochs=max_epochs,
             max_steps=max_steps,
-            accumulate_grad_batches=local_batch // (trainer_cfg.micro_batch_size or local_batch),
+            accumulate_grad_batches=micro_batches,
+            val_check_interval=every * micro_batches if every else 1.0,
+            check_val_every_n_epoch=None if every else 1,
             gradient_clip_val=trainer_cfg.gradient_clip,
             deterministic="warn" if trainer_cfg.deterministic else None,
             callbacks=[checkpoints, ProgressLine(what, metric), StopOnSignal(checkpoints)],
@@ -188,12 +189,14 @@ def fit(
                 ckpt_path=last if resume and last.exists() else None,
                 weights_only=False,
             )
+            if checkpoints.judged_step != trainer.global_step:
+                trainer.validate(
+                    module, bench.eval_loader("val", trainer.global_rank, trainer.world_size), verbose=False
+                )
     checkpoints.load_best(module)
     model.cpu()
-    best = next((h for h in module.history if h["epoch"] == checkpoints.best_epoch), {metric: checkpoints.best or 0.0})
     return Fitted(
-        metrics={k: v for k, v in best.items() if k != "epoch"},
-        history=module.history,
+        metrics=checkpoints.best,
         steps=trainer.global_step,
         precision=effective_precision(trainer),
         device=str(trainer.strategy.root_device),
@@ -222,7 +225,12 @@ def _scaled(optimizer: Any, factor: float) -> Any:
 @contextmanager
 def _quiet_lightning() -> Any:
     """Lightning's hints about its own defaults go to the log file only when they are warnings."""
-    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero", "lightning.pytorch")
+    names = (
+        "pytorch_lightning",
+        "lightning_fabric",
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning.pytorch",
+    )
     before = {n: logging.getLogger(n).level for n in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -68,7 +68,7 @@ class TrainingModule(pl.LightningModule):
         self._losses = MetricBuffer()
         self._val_metrics: MetricCollection | None = None
         self.last_loss = float("nan")
-        self.history: list[dict[str, float]] = []
+        self.validation: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.model))
@@ -110,10 +110,9 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         assert self._val_metrics is not None
-        values = scalars(self._val_metrics, "val")
-        self.history.append({"epoch": self.current_epoch, **values})
+        self.validation = scalars(self._val_metrics, "val")
         if self.global_rank == 0:
-            self._log(values, self.trainer.global_step)
+            self._log(self.validation, self.trainer.global_step)
 
 
 def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:

@@ -27,9 +27,14 @@ def run(experiment: Experiment) -> None:
     record.update(
         main_metric=bench.task.monitor,
         main_mode=bench.task.mode,
-        effective={"precision": fitted.precision, "device": fitted.device, "strategy": experiment.config.strategy.name}
+        effective={
+            "precision": fitted.precision,
+            "device": fitted.device,
+            "strategy": experiment.config.strategy.name,
+        },
     )
     record.add_metrics({**fitted.metrics, "train/steps": fitted.steps, "model/parameters": parameters})
     metrics = ", ".join(f"{k} {v:.4f}" for k, v in fitted.metrics.items())
     went_on = " (went on from a checkpoint)" if resumed else ""
-    say(f"  {parameters:,} parameters, {fitted.steps:,} steps in {fitted.precision} on {fitted.device}{went_on}: {metrics}")
+    where = f"{fitted.precision} on {fitted.device}{went_on}"
+    say(f"  {parameters:,} parameters, {fitted.steps:,} steps in {where}: {metrics}")
