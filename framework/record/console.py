@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,3 +155,14 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table as plain text: a heading, a rule, and rows; the first column to the left, others to the right."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+
+    def row(line: Sequence[str]) -> str:
+        first, *rest = zip(line, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip()
+
+    return "\n".join([row(cells[0]), "  ".join("─" * w for w in widths), *map(row, cells[1:])])

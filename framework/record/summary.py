@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .console import bytes_text
+from .console import aligned, bytes_text
 from .run import RunRecord
 
 
@@ -92,11 +92,4 @@ def text_table(record: RunRecord) -> str:
         return ""
     cells = [[c.title for c in columns.values()]]
     cells += [[c.text(row[k]) if k in row else "" for k, c in columns.items()] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    return "\n".join([lines[0].rstrip(), "  ".join("─" * w for w in widths), *(line.rstrip() for line in lines[1:])])
+    return aligned(cells)
