@@ -110,7 +110,9 @@ def show_run(arguments: argparse.Namespace) -> None:
     if run.get("from_run"):
         print(f"continues  {run['from_run']}")
     if data:
-        print(f"data       {data['name']}/{data['version']}: {', '.join(f'{k} {v:,}' for k, v in data['rows'].items())}")
+        print(
+            f"data       {data['name']}/{data['version']}: {', '.join(f'{k} {v:,}' for k, v in data['rows'].items())}"
+        )
     if effective:
         print(f"trained    {', '.join(f'{k} {v}' for k, v in effective.items())}")
     stages = [[n, s["status"], duration_text(s.get("seconds", 0))] for n, s in run["stages"].items()]

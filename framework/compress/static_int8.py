@@ -34,6 +34,8 @@ class StaticInt8:
     calibration_rows: int = 512
 
     def apply(self, model: nn.Module, bench: Workbench, folder: Path) -> Compressed:
+        for name in ("torchao", "torch.utils._pytree"):  # they warn about each other
+            logging.getLogger(name).setLevel(logging.ERROR)
         from torchao.quantization.pt2e import allow_exported_model_train_eval
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -48,7 +50,6 @@ class StaticInt8:
         quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            logging.getLogger("torchao").setLevel(logging.ERROR)
             graph = export_program(model, bench.example()).module()
             prepared = prepare_pt2e(graph, quantizer)
             seen = 0

@@ -37,15 +37,13 @@ class StructuredPruning:
     Args:
         ratio: share of the channels that goes, in each group; what is left is a multiple of 4.
         layers: names (globs) of the layers whose outputs are pruned; None for all.
-        finetune_epochs: epochs of training afterwards, with the experiment's trainer; 0 for none.
-        finetune_steps: instead of epochs, at most so many steps.
+        finetune: how long to train afterwards, as a share of the experiment's own training; 0 for not at all.
         learning_rate_scale: factor on `optimizer.lr` while fine-tuning.
     """
 
     ratio: float = 0.5
     layers: Sequence[str] | None = None
-    finetune_epochs: int = 3
-    finetune_steps: int | None = None
+    finetune: float = 0.2
     learning_rate_scale: float = 0.5
 
     def __post_init__(self) -> None:
@@ -64,15 +62,14 @@ class StructuredPruning:
                 "leave the pass out with compress=none, or name other layers"
             )
         say(f"  structured_pruning: {len(pruned)} groups of channels cut to {1 - self.ratio:.0%}")
-        if self.finetune_epochs or self.finetune_steps:
+        if self.finetune:
             fit(
                 bench,
                 model,
                 folder,
                 what="fine-tuning",
                 log=lambda metrics, step: None,
-                epochs=self.finetune_epochs if self.finetune_steps is None else None,
-                steps=self.finetune_steps,
+                length=self.finetune,
                 learning_rate_scale=self.learning_rate_scale,
             )
         return Compressed(model.eval(), {"structure": structure_changes(before, describe_structure(model))})

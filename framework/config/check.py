@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> list[Finding]:
         cfg: the composed experiment, without Hydra's own node.
         origins: where its keys were set, to be named in the findings.
     """
-    findings = [*_unresolved(cfg)]
+    findings = [*_unknown(cfg), *_unresolved(cfg)]
     broken = {f.key for f in findings}
     findings += [f for f in _components(cfg) if f.key not in broken]
     if not broken:
@@ -79,6 +79,16 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
             raw._is_none() or raw._is_missing() or raw._is_interpolation()
         ):
             yield from _leaves(raw, key)
+
+
+def _unknown(cfg: DictConfig) -> Iterator[Finding]:
+    """Keys that were forced (`++key=...`) into nodes whose every key the framework knows."""
+    for key, container, name in _leaves(cfg, ""):
+        kind = OmegaConf.get_type(container)
+        if kind is not None and is_dataclass(kind):
+            known = [f.name for f in fields(kind)]
+            if name not in known:
+                yield Finding(key, f"nobody reads this key.{did_you_mean(name, known)}")
 
 
 def _unresolved(cfg: DictConfig) -> Iterator[Finding]:

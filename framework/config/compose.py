@@ -34,8 +34,8 @@ def compose_experiment(overrides: Sequence[str] = (), config_dir: Path | None = 
 
     from .explain import explain
 
-    typed = [*_search_path(config_dir), *inherit_overrides(overrides)]
-    with _loader() as loader:
+    typed = inherit_overrides(overrides)
+    with _loader(config_dir) as loader:
         try:
             return compose(CONFIG_NAME, overrides=typed), Origins(loader, CONFIG_NAME, typed)
         except (HydraException, OmegaConfBaseException) as error:
@@ -68,27 +68,24 @@ def command_line_loader(arguments: Sequence[str]) -> Iterator[ConfigLoader]:
         name, _, joined = flag.partition("=")
         if name in ("--config-dir", "-cd"):
             folder = Path(joined or value)
-    with _loader() as loader:
-        if folder is not None and folder.is_dir():
-            loader.get_search_path().append("command-line", f"file://{folder.resolve()}")
-            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+    with _loader(folder) as loader:
         yield loader
 
 
 @contextmanager
-def _loader() -> Iterator[ConfigLoader]:
+def _loader(config_dir: Path | None) -> Iterator[ConfigLoader]:
     from hydra import initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.global_hydra import GlobalHydra
 
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir: there is no folder `{config_dir}`")
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield GlobalHydra.instance().config_loader()
-
-
-def _search_path(config_dir: Path | None) -> list[str]:
-    if config_dir is None:
-        return []
-    if not config_dir.is_dir():
-        raise UserError(f"--config-dir: there is no folder `{config_dir}`")
-    return [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir is not None:
+            assert isinstance(loader, ConfigLoaderImpl)
+            loader.get_search_path().prepend("command-line", f"file://{config_dir.resolve()}", anchor="schema")
+            loader.repository.initialize_sources(loader.get_search_path())
+        yield loader

@@ -6,7 +6,7 @@ import re
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 
 from framework.errors import UserError, did_you_mean
 
@@ -26,6 +26,11 @@ def explain(error: Exception, loader: ConfigLoader | None = None) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         wanted = error.missing_cfg_file.rpartition("/")[2]
         return UserError(f"{text}{_append(did_you_mean(wanted, list(error.options)))}")
+    if loader is not None and (match := _NO_OPTION.search(text)):
+        options = list_options(loader, match.group(1))
+        return UserError(f"{text}{_append(did_you_mean(match.group(2), options))}\nOptions: {', '.join(options)}")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"the override cannot be read (is a quote or bracket open?): {error.override}")
     if loader is not None and (match := _NO_GROUP.search(text)):
         groups = list_groups(loader)
         return UserError(f"{text}{_append(did_you_mean(match.group(1), groups))}\nGroups: {', '.join(groups)}")
@@ -34,7 +39,11 @@ def explain(error: Exception, loader: ConfigLoader | None = None) -> UserError:
     return UserError(text)
 
 
-_NOISE = re.compile(r"(full_key: |object_type=|reference_type=|Set the environment variable HYDRA_FULL_ERROR).*")
+_NOISE = re.compile(
+    r"(full_key: |object_type=|reference_type=|Set the environment variable HYDRA_FULL_ERROR|Config search path:"
+    r"|provider=|See https://hydra.cc).*"
+)
+_NO_OPTION = re.compile(r"Could not load '([\w/-]+)/([\w.-]+)'")
 _NO_GROUP = re.compile(r"Could not (?:override|find) '([\w/]+)'\.?\s*\n?No match in the defaults list")
 _NO_KEY = re.compile(r"Could not override '([\w.]+)'")
 

@@ -7,6 +7,7 @@ Any node of a config may carry `_requires_`, a mapping from a config key to what
       machine.accelerator: {one_of: [cuda], because: fp16 needs a GPU, instead: precision=bf16}
       compress: {lacks: [static_int8], because: this runtime has no int8 kernels}
       package.onnxruntime: {extra: onnx}
+      compress: {ends_with: static_int8}
 
 Besides config keys there are facts: `machine.gpus`, `machine.cpus`, `machine.accelerator`, `run.accelerator`
 (what training will use), `run.world_size` (processes in all) and `package.<name>` (an import that must be there).
@@ -26,7 +27,7 @@ from framework.errors import did_you_mean
 from .machine import has_package, this_machine
 
 REQUIRES = "_requires_"
-_VERBS = ("one_of", "none_of", "at_least", "at_most", "has", "lacks", "extra")
+_VERBS = ("one_of", "none_of", "at_least", "at_most", "has", "lacks", "ends_with", "extra")
 
 
 def facts(cfg: DictConfig) -> dict[str, Any]:
@@ -79,6 +80,8 @@ def _complaint(key: str, value: Any, rule: Mapping[str, Any]) -> str | None:
     names = set(value or ()) if isinstance(value, (Mapping, list)) else set()
     if "has" in rule and (absent := [n for n in rule["has"] if n not in names]):
         return f"needs `{key}` to hold {', '.join(absent)}; it holds {', '.join(sorted(names)) or 'nothing'}"
+    if "ends_with" in rule and isinstance(value, Mapping) and list(value)[-1] != rule["ends_with"]:
+        return f"needs to be the last of `{key}`, and {list(value)[-1]} is"
     if "lacks" in rule and (present := [n for n in rule["lacks"] if n in names]):
         return f"does not work with {key} {', '.join(present)}"
     return None

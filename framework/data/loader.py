@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class ShardLoader:
         """The number of batches in an epoch (the last short global batch is left out)."""
         return self.reader.rows // self.batch_size * (self.local_batch // self.micro_batch)
 
+    @property
+    def position(self) -> int:
+        """The batches given since the start of the first epoch."""
+        return self.epoch * len(self) + self._micro_steps
+
     def state_dict(self) -> dict[str, int]:
         """Return the position: the epoch, and the global samples given in it."""
         return {"epoch": self.epoch, "consumed": self._micro_steps * self.micro_batch * self.world_size}
@@ -144,6 +150,35 @@ class ShardLoader:
             offset += len(permutation)
         rows = _read_stretches(self.reader, stretches, offset)
         return {n: torch.from_numpy(a) for n, a in rows.items()}, torch.from_numpy(np.concatenate(gathers, axis=1))
+
+
+class Steps:
+    """A whole training as one sequence: the epochs of a loader, end to end.
+
+    Args:
+        loader: gives the epochs; its state is the state of the sequence.
+        total: batches in all.
+    """
+
+    def __init__(self, loader: ShardLoader, total: int) -> None:
+        self.loader, self.total = loader, total
+
+    def __len__(self) -> int:
+        """The number of batches, those already given included."""
+        return self.total
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the loader's position."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position."""
+        self.loader.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left."""
+        while (left := self.total - self.loader.position) > 0:
+            yield from islice(self.loader, left)
 
 
 def _read_stretches(reader: ShardReader, stretches: Sequence[tuple[int, int]], total: int) -> Rows:

@@ -81,18 +81,18 @@ def report_failure(error: BaseException) -> int:
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
+def progress(what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Advance]:
     """Show the progress of long work; yields `advance(n=1, note="")`.
 
-    On a terminal a bar with rate and time left; elsewhere a plain line now and then.
+    On a terminal a bar with rate and time left; elsewhere a plain line now and then. `done` was done before.
     """
     if on_terminal():
-        yield from _bar(what, total, unit)
+        yield from _bar(what, total, unit, done)
     else:
-        yield from _lines(what, total, unit)
+        yield from _lines(what, total, unit, done)
 
 
-def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(what: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -109,7 +109,7 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(what, total=total, note="")
+        task = bar.add_task(what, total=total, note="", completed=done)
 
         def advance(n: int = 1, note: str = "") -> None:
             bar.update(task, advance=n, **({"note": note} if note else {}))
@@ -117,9 +117,9 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _lines(what: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     began = last = time.monotonic()
-    done = 0
+    before = done
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last
@@ -127,7 +127,7 @@ def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= _PLAIN_EVERY_S:
             last = now
-            rate = done / (now - began)
+            rate = (done - before) / (now - began)
             left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
             share = f"{done:,}/{total:,}" if total else f"{done:,}"
             say(f"  {what}: {share} {unit} at {rate:,.0f}/s{left} {note}".rstrip())

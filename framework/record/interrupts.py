@@ -26,6 +26,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        self.requested = None
         self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 

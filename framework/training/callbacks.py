@@ -1,22 +1,84 @@
-"""What happens beside the training loop: checkpoints, progress, stopping."""
+"""What happens at the boundary of a training step, in this order: log, validate, save, show, stop.
+
+Training is one long epoch to Lightning (`framework.data.loader.Steps`), and validation is ours: so the state saved
+at a boundary is all there is, and a run that goes on from it repeats and drops nothing.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from framework.data.loader import EvalLoader
 from framework.errors import Preempted, UserError
-from framework.record.console import progress, say
+from framework.record.console import Advance, progress, say
 from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 
 from .module import TrainingModule
 
 
-class Checkpoints(pl.Callback):
+class StepCallback(pl.Callback):
+    """Calls `on_step` once the optimizer has stepped, however many micro-batches that took."""
+
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """React to optimizer step `step`, counted from 1."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.on_step(trainer, pl_module, trainer.global_step)
+
+
+class MetricsLog(StepCallback):
+    """Hands the training metrics to the trackers every so many steps.
+
+    Args:
+        every: steps.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if step % self.every == 0:
+            module.flush(step)
+
+
+class Validation(StepCallback):
+    """Judges the model on the validation split every so many steps, and after the last.
+
+    Args:
+        loader: of the validation split.
+        every: steps.
+    """
+
+    def __init__(self, loader: EvalLoader, every: int) -> None:
+        self.loader, self.every = loader, every
+
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if step % self.every and step != trainer.max_steps:
+            return
+        module.flush(step)
+        module.eval()
+        with torch.inference_mode():
+            module.begin_validation()
+            for index, batch in enumerate(self.loader):
+                moved = trainer.strategy.batch_to_device(
+                    trainer.precision_plugin.convert_input(batch), dataloader_idx=0
+                )
+                trainer.strategy.validation_step(moved, index)
+            module.end_validation(step)
+        module.train()
+
+
+class Checkpoints(StepCallback):
     """Keeps the last state (to go on from) and the best weights (to work on), each written aside and renamed.
 
     Args:
@@ -27,23 +89,28 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, metric: str, mode: str) -> None:
         self.folder, self.metric, self.sign = folder, metric, 1.0 if mode == "max" else -1.0
         self.best: dict[str, float] = {}
-        self.best_step = self.judged_step = -1
+        self.best_step = -1
+        self._random_state: torch.Tensor | None = None
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        self.judged_step = trainer.global_step
-        metrics = pl_module.validation
-        if self.metric not in metrics:
-            raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {', '.join(metrics)}")
-        if trainer.is_global_zero and self._better(metrics[self.metric]):
-            self.best, self.best_step = dict(metrics), trainer.global_step
-            self._save_best(pl_module)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.save_last(trainer)
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if module.validated_step != step:
+            return
+        if self.metric not in module.validation:
+            known = ", ".join(module.validation)
+            raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {known}")
+        if self._better(module.validation[self.metric]):
+            self.best, self.best_step = dict(module.validation), step
+            if trainer.is_global_zero:
+                self._save_best(module)
+        self.save_last(trainer, module)
 
-    def save_last(self, trainer: pl.Trainer) -> None:
+    def save_last(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Write the whole state of training to `last.ckpt`."""
+        module.flush(trainer.global_step)
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / ".last.ckpt"
         trainer.save_checkpoint(aside)
@@ -51,11 +118,11 @@ class Checkpoints(pl.Callback):
             aside.replace(self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "judged_step": self.judged_step}
+        return {"best": self.best, "best_step": self.best_step, "random_state": torch.get_rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
-        self.judged_step = state_dict["judged_step"]
+        self._random_state = state_dict["random_state"]
 
     def _better(self, value: float) -> bool:
         return not self.best or self.sign * value > self.sign * self.best[self.metric]
@@ -77,32 +144,25 @@ class Checkpoints(pl.Callback):
         module.model.load_state_dict(load_file(self.folder / "best.safetensors"))
 
 
-class ProgressLine(pl.Callback):
-    """Shows steps, rate, time left, loss and the monitored metric; a line at the end of each epoch in the log.
+class ProgressLine(StepCallback):
+    """Shows steps, rate, time left and loss.
 
     Args:
         what: what is being done, such as `training`.
-        metric: the validation metric to show.
     """
 
-    def __init__(self, what: str, metric: str) -> None:
-        self.what, self.metric = what, metric
-        self._stack: Any = None
-        self._advance: Any = None
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._shown: AbstractContextManager[Advance] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            total = int(trainer.estimated_stepping_batches)
-            self._stack = progress(self.what, total, "steps")
-            self._advance = self._stack.__enter__()
-            self._advance(trainer.global_step)
-            self._seen = trainer.global_step
+            self._shown = progress(self.what, trainer.max_steps, "steps", done=trainer.global_step)
+            self._advance = self._shown.__enter__()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self._advance is not None and trainer.global_step > self._seen:
-            assert isinstance(pl_module, TrainingModule)
-            self._advance(trainer.global_step - self._seen, note=f"loss {pl_module.last_loss:.4f}")
-            self._seen = trainer.global_step
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if self._shown is not None:
+            self._advance(note=f"loss {module.last_loss:.4f}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -111,12 +171,12 @@ class ProgressLine(pl.Callback):
         self._close()
 
     def _close(self) -> None:
-        if self._stack is not None:
-            self._stack.__exit__(None, None, None)
-            self._stack = self._advance = None
+        if self._shown is not None:
+            self._shown.__exit__(None, None, None)
+            self._shown = None
 
 
-class StopOnSignal(pl.Callback):
+class StopOnSignal(StepCallback):
     """Ends training at a step boundary once a signal has asked for it, after saving the state.
 
     Args:
@@ -126,12 +186,12 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         requested = torch.tensor(0 if INTERRUPTS.requested is None else 1)
         if trainer.world_size > 1:
-            requested = trainer.strategy.reduce(requested.to(pl_module.device), reduce_op="sum")
-        at_boundary = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-        if requested and (at_boundary or trainer.is_last_batch):
-            self.checkpoints.save_last(trainer)
-            say(f"  {INTERRUPTS.requested or 'a signal'}: state saved at step {trainer.global_step}")
-            raise Preempted(f"stopped by {INTERRUPTS.requested or 'a signal'} at step {trainer.global_step}")
+            requested = trainer.strategy.reduce(requested.to(module.device), reduce_op="sum")
+        if requested:
+            self.checkpoints.save_last(trainer, module)
+            why = f"stopped by {INTERRUPTS.requested or 'a signal'} at step {step}"
+            say(f"  {why}; the state is saved")
+            raise Preempted(why)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import nn
 
 from framework.config.components import build, build_set
 from framework.data.batch_transforms import BatchTransform
-from framework.data.loader import EvalLoader, ShardLoader
+from framework.data.loader import EvalLoader, ShardLoader, Steps
 from framework.record.experiment import Experiment
 from framework.record.interrupts import INTERRUPTS
 
-from .callbacks import Checkpoints, ProgressLine, StopOnSignal
+from .callbacks import Checkpoints, MetricsLog, ProgressLine, StopOnSignal, Validation
 from .module import LogMetrics, TrainingModule, scalars
 from .tasks import Task, forward
 
@@ -115,8 +116,7 @@ def fit(
     *,
     what: str,
     log: LogMetrics,
-    epochs: int | None = None,
-    steps: int | None = None,
+    length: float = 1.0,
     learning_rate_scale: float = 1.0,
     resume: bool = False,
 ) -> Fitted:
@@ -128,7 +128,7 @@ def fit(
         folder: for checkpoints.
         what: shown beside the progress.
         log: receives metrics.
-        epochs, steps: instead of `trainer.max_epochs` and `trainer.max_steps`, when either is given.
+        length: how long to train, as a share of `trainer.max_epochs` and `trainer.max_steps`.
         learning_rate_scale: factor on the optimizer's learning rate.
         resume: go on from `folder/last.ckpt` where there is one.
 
@@ -137,26 +137,20 @@ def fit(
         UserError: when the loss is not finite.
     """
     cfg = bench.config
-    trainer_cfg, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
+    limits, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
+    local_batch = limits.global_batch_size // world
+    micro_batches = local_batch // (limits.micro_batch_size or local_batch)
+    steps_per_epoch = len(bench.train_loader(0, world)) // micro_batches
+    total = total_steps(limits.max_epochs, limits.max_steps, steps_per_epoch, length)
     optimizer = build(cfg.optimizer, "optimizer")
-    if learning_rate_scale != 1.0:
-        optimizer = _scaled(optimizer, learning_rate_scale)
     module = TrainingModule(
         model,
         bench.task,
-        optimizer,
+        _scaled(optimizer, learning_rate_scale) if learning_rate_scale != 1.0 else optimizer,
         build(cfg.scheduler, "scheduler") if cfg.scheduler else None,
         log,
-        trainer_cfg.log_every_n_steps,
+        steps_per_epoch,
     )
-    metric = f"val/{bench.task.monitor}"
-    checkpoints = Checkpoints(folder, metric, bench.task.mode)
-    local_batch = trainer_cfg.global_batch_size // world
-    micro_batches = local_batch // (trainer_cfg.micro_batch_size or local_batch)
-    every = trainer_cfg.validate_every_n_steps
-    max_epochs, max_steps = trainer_cfg.max_epochs, trainer_cfg.max_steps
-    if epochs is not None or steps is not None:
-        max_epochs, max_steps = -1 if epochs is None else epochs, -1 if steps is None else steps
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator=cfg.strategy.accelerator.value,
@@ -164,35 +158,35 @@ def fit(
             num_nodes=cfg.strategy.num_nodes,
             strategy=build(cfg.strategy.plugin, "strategy.plugin") if cfg.strategy.plugin else "auto",
             precision=cfg.precision.lightning,
-            max_epochs=max_epochs,
-            max_steps=max_steps,
+            max_epochs=1,
+            max_steps=total,
             accumulate_grad_batches=micro_batches,
-            val_check_interval=every * micro_batches if every else 1.0,
-            check_val_every_n_epoch=None if every else 1,
-            gradient_clip_val=trainer_cfg.gradient_clip,
-            deterministic="warn" if trainer_cfg.deterministic else None,
-            callbacks=[checkpoints, ProgressLine(what, metric), StopOnSignal(checkpoints)],
+            gradient_clip_val=limits.gradient_clip,
+            deterministic="warn" if limits.deterministic else None,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=0,
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
+        rank, world = trainer.global_rank, trainer.world_size
+        checkpoints = Checkpoints(folder, f"val/{bench.task.monitor}", bench.task.mode)
+        trainer.callbacks += [  # type: ignore[attr-defined]  # in the order in which they act
+            MetricsLog(limits.log_every_n_steps),
+            Validation(bench.eval_loader("val", rank, world), limits.validate_every_n_steps or steps_per_epoch),
+            checkpoints,
+            ProgressLine(what),
+            StopOnSignal(checkpoints),
+        ]
         last = folder / "last.ckpt"
         with INTERRUPTS.deferred():
             trainer.fit(
                 module,
-                bench.train_loader(trainer.global_rank, trainer.world_size),
-                bench.eval_loader("val", trainer.global_rank, trainer.world_size),
+                Steps(bench.train_loader(rank, world), total * micro_batches),
                 ckpt_path=last if resume and last.exists() else None,
                 weights_only=False,
             )
-            if checkpoints.judged_step != trainer.global_step:
-                trainer.validate(
-                    module, bench.eval_loader("val", trainer.global_rank, trainer.world_size), verbose=False
-                )
     checkpoints.load_best(module)
     model.cpu()
     return Fitted(
@@ -201,6 +195,12 @@ def fit(
         precision=effective_precision(trainer),
         device=str(trainer.strategy.root_device),
     )
+
+
+def total_steps(max_epochs: int, max_steps: int, steps_per_epoch: int, length: float = 1.0) -> int:
+    """Return how many optimizer steps a training has: what its limits (-1 for none) allow, times `length`, at least 1."""
+    allowed = [n for n in (max_epochs * steps_per_epoch, max_steps) if n >= 0]
+    return max(1, ceil(min(allowed) * length))
 
 
 def effective_precision(trainer: pl.Trainer) -> str:

@@ -49,7 +49,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes the learning-rate schedule from the optimizer and the number of steps, or None.
         log: receives metrics and the step, on rank 0.
-        log_every_n_steps: how often training metrics are handed to `log`.
+        steps_per_epoch: optimizer steps that make an epoch.
     """
 
     def __init__(
@@ -59,33 +59,29 @@ class TrainingModule(pl.LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
         log: LogMetrics,
-        log_every_n_steps: int,
+        steps_per_epoch: int,
     ) -> None:
         super().__init__()
         self.model, self.task = model, task
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._log, self._every = log, log_every_n_steps
+        self._log, self._steps_per_epoch = log, steps_per_epoch
         self._losses = MetricBuffer()
         self._val_metrics: MetricCollection | None = None
         self.last_loss = float("nan")
         self.validation: dict[str, float] = {}
+        self.validated_step = -1
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.model))
         if self._scheduler is None:
             return optimizer
-        schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self._scheduler(optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.task.loss(forward(self.model, self.task, batch), batch)
         self._losses.add(loss)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        step = self.trainer.global_step
-        if step % self._every == 0 or self.trainer.is_last_batch:
-            self.flush(step)
 
     def flush(self, step: int) -> None:
         """Hand the mean loss since the last time, and the learning rate, to the trackers."""
@@ -94,25 +90,27 @@ class TrainingModule(pl.LightningModule):
         self.last_loss = self._losses.mean()
         if not self.last_loss < float("inf"):
             raise UserError(
-                f"the training loss is {self.last_loss} by step {step} (epoch {self.current_epoch}); "
+                f"the training loss is {self.last_loss} by step {step}; "
                 "a smaller optimizer.lr, trainer.gradient_clip or precision=fp32 may help"
             )
         if self.global_rank == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._log({"train/loss": self.last_loss, "train/lr": rate, "epoch": float(self.current_epoch)}, step)
+            self._log({"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch}, step)
 
-    def on_validation_epoch_start(self) -> None:
+    def begin_validation(self) -> None:
+        """Start from fresh metrics."""
         self._val_metrics = self.task.metrics().to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self._val_metrics is not None
         self.task.update(self._val_metrics, forward(self.model, self.task, batch), batch)
 
-    def on_validation_epoch_end(self) -> None:
+    def end_validation(self, step: int) -> None:
+        """Compute the metrics, over all ranks, and hand them to the trackers."""
         assert self._val_metrics is not None
-        self.validation = scalars(self._val_metrics, "val")
+        self.validation, self.validated_step = scalars(self._val_metrics, "val"), step
         if self.global_rank == 0:
-            self._log(self.validation, self.trainer.global_step)
+            self._log(self.validation, step)
 
 
 def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:

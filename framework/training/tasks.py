@@ -73,6 +73,10 @@ class Classification:
     monitor: str = "accuracy"
     mode: Literal["max", "min"] = "max"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, and it is {self.label_smoothing}")
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs.float(), batch[self.target], label_smoothing=self.label_smoothing)
 

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from framework.data.ingest import ingest
+from framework.data.loader import EvalLoader, ShardLoader
+from framework.data.order import Order
+from tests.data.test_ingest import RECIPE, Numbers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dataclasses import replace
+
+    return ingest(replace(RECIPE, source=Numbers((300, 500, 200))), tmp_path_factory.mktemp("data"))[0]
+
+
+def load(folder: Path, **options: object) -> ShardLoader:
+    return ShardLoader(folder, "train", 32, window_bytes=1024, **options)  # type: ignore[arg-type]
+
+
+def test_an_epoch_gives_no_row_twice_and_epochs_differ(folder: Path) -> None:
+    loader = load(folder)
+    first, second = (torch.cat([b["x"] for b in loader]).tolist() for _ in range(2))
+    assert len(first) == len(set(first)) == len(loader) * 32
+    assert first != second
+    assert loader.epoch == 2
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_global_batches_are_the_same_for_any_number_of_ranks(folder: Path, world_size: int) -> None:
+    alone = [sorted(b["x"].tolist()) for b in load(folder)]
+    ranks = [list(load(folder, rank=r, world_size=world_size)) for r in range(world_size)]
+    together = [sorted(torch.cat([b["x"] for b in step]).tolist()) for step in zip(*ranks, strict=True)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20])
+@pytest.mark.parametrize("micro_batch", [32, 8])
+def test_a_loader_goes_on_exactly_where_its_state_was_taken(folder: Path, stop: int, micro_batch: int) -> None:
+    loader = load(folder, micro_batch=micro_batch)
+    whole = [b["x"].tolist() for b in loader] + [b["x"].tolist() for b in loader]
+    first = load(folder, micro_batch=micro_batch)
+    batches = iter(first)
+    seen = [next(batches)["x"].tolist() for _ in range(stop)]
+    second = load(folder, micro_batch=micro_batch)
+    second.load_state_dict(first.state_dict())
+    seen += [b["x"].tolist() for b in second] + [b["x"].tolist() for b in second]
+    assert seen == whole
+
+
+def test_validation_is_in_stored_order_and_whole(folder: Path) -> None:
+    loader = EvalLoader(folder, "test", 7)
+    rows = torch.cat([b["x"] for b in loader])
+    assert len(rows) == loader.reader.rows
+    shares = [torch.cat([b["x"] for b in EvalLoader(folder, "test", 7, rank=r, world_size=3)]) for r in range(3)]
+    assert torch.equal(torch.cat(shares), rows)
+
+
+def test_the_order_is_a_permutation_in_windows_and_its_tail() -> None:
+    order = Order(rows=1003, chunk_rows=17, batch=32, lanes=8, window=12, seed=3, epoch=5)
+    seen: list[int] = []
+    for lane in range(order.lane_count):
+        for window in range(-(-order.full_batches // order.window_batches)):
+            runs, permutation = order.window_of(window, lane)
+            rows = np.concatenate([np.arange(a, b) for a, b in runs])
+            assert sorted(permutation) == list(range(len(rows)))
+            seen += rows.tolist()
+    runs, _ = order.tail()
+    seen += [row for a, b in runs for row in range(a, b)]
+    assert sorted(seen) == list(range(1003))
