@@ -117,7 +117,8 @@ def prune_channels(
 
 
 def _is_free(group: Any, cutters: Mapping[type, Any]) -> bool:
-    writers, readers = set(), set()
+    writers: set[nn.Module] = set()
+    readers: set[nn.Module] = set()
     for item in group:
         module = item.dep.target.module
         if any(item.dep.target.name.startswith(kind) for kind in _MIXING_NODES):

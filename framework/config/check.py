@@ -8,7 +8,7 @@ All findings are returned at once.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def require_sound(cfg: DictConfig, origins: Origins | None = None) -> None:
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, container, key within it) of everything below a node, without resolving."""
-    names = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    names: Iterable[Any] = node.keys() if isinstance(node, DictConfig) else range(len(node))
     for name in names:
         key = f"{path}.{name}" if path else str(name)
         yield key, node, name

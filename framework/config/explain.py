@@ -70,7 +70,7 @@ def _keys(loader: ConfigLoader) -> list[str]:
 
     def walk(node: DictConfig, path: str) -> list[str]:
         keys = []
-        for name in node:
+        for name in map(str, node):
             key = f"{path}{name}"
             keys.append(key)
             child = node._get_node(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Callable
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -20,12 +22,13 @@ def cpu_count() -> int:
 
 def register_resolvers() -> None:
     """Register `${stdlib:}`, `${cpus:}`, `${len:list}`, `${sum:a,b}`, `${mul:a,b}` and `${div:a,b}` (whole numbers)."""
-    for name, function in {
+    functions: dict[str, Callable[..., Any]] = {
         "stdlib": stdlib_folder,
         "cpus": cpu_count,
         "len": len,
         "sum": lambda a, b: a + b,
         "mul": lambda a, b: a * b,
         "div": lambda a, b: a // b,
-    }.items():
+    }
+    for name, function in functions.items():
         OmegaConf.register_new_resolver(name, function, replace=True)

@@ -115,8 +115,8 @@ def _bind(body: list[ast.stmt], module: _Module, package: str) -> None:
                         module.names[alias.asname or alias.name] = _Reference(f"{base}.{alias.name}")
             case ast.Import():
                 for alias in node.names:
-                    target = alias.name if alias.asname else alias.name.split(".")[0]
-                    module.names[alias.asname or target] = _Reference(target)
+                    imported = alias.name if alias.asname else alias.name.split(".")[0]
+                    module.names[alias.asname or imported] = _Reference(imported)
             case ast.Assign():
                 for target in node.targets:
                     if isinstance(target, ast.Name):

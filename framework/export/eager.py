@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy.typing as npt
 
 from .targets import Predict
 
@@ -21,7 +24,7 @@ class Eager:
         model = load_model(folder).model
 
         @torch.inference_mode()
-        def predict(arrays: list) -> object:
+        def predict(arrays: Sequence[npt.NDArray]) -> npt.NDArray:
             return model(*(torch.from_numpy(a) for a in arrays)).float().numpy()
 
-        return predict  # type: ignore[return-value]
+        return predict

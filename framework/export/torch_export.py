@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy.typing as npt
+
 from .targets import Predict
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class TorchExport:
         module = load_program(folder / MODEL)
 
         @torch.inference_mode()
-        def predict(arrays: Sequence) -> object:
+        def predict(arrays: Sequence[npt.NDArray]) -> npt.NDArray:
             return module(*(torch.from_numpy(a) for a in arrays)).float().numpy()
 
-        return predict  # type: ignore[return-value]
+        return predict

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
 from framework.training.fit import Workbench
@@ -121,5 +122,5 @@ def model_inputs(names: Sequence[str], batch: Batch, rows: int | None = None) ->
     return arrays if rows is None else [np.resize(a, (rows, *a.shape[1:])) for a in arrays]
 
 
-def _plain(metrics: object) -> dict[str, float]:
-    return {k.partition("/")[2]: v for k, v in scalars(metrics, "x").items()}  # type: ignore[arg-type]
+def _plain(metrics: MetricCollection) -> dict[str, float]:
+    return {k.partition("/")[2]: v for k, v in scalars(metrics, "x").items()}

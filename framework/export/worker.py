@@ -61,7 +61,7 @@ def measure(predict: Predict, arrays: Sequence[np.ndarray], seconds: float) -> l
     while calls < WARM_UP_CALLS or clock() < end:
         predict(arrays)
         calls += 1
-    latencies = []
+    latencies: list[float] = []
     end = clock() + seconds
     while len(latencies) < WARM_UP_CALLS or clock() < end:
         began = clock()

@@ -40,7 +40,8 @@ def apply_structure(model: nn.Module, changes: Mapping[str, Mapping[str, Any]]) 
         if name not in modules:
             raise UserError(f"the model has no module `{name}`; its config is not the one the structure came from")
         module = modules[name]
-        vars(module).update(entry["attributes"])
+        for attribute, value in entry["attributes"].items():
+            setattr(module, attribute, value)
         tensors = _tensors(module)
         for tensor_name, shape in entry["shapes"].items():
             old = tensors.get(tensor_name)

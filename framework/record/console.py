@@ -112,7 +112,9 @@ def _bar(what: str, total: int | None, unit: str, done: int) -> Iterator[Advance
         task = bar.add_task(what, total=total, note="", completed=done)
 
         def advance(n: int = 1, note: str = "") -> None:
-            bar.update(task, advance=n, **({"note": note} if note else {}))
+            bar.advance(task, n)
+            if note:
+                bar.update(task, note=note)
 
         yield advance
 

@@ -70,10 +70,9 @@ class Validation(StepCallback):
         with torch.inference_mode():
             module.begin_validation()
             for index, batch in enumerate(self.loader):
-                moved = trainer.strategy.batch_to_device(
-                    trainer.precision_plugin.convert_input(batch), dataloader_idx=0
-                )
-                trainer.strategy.validation_step(moved, index)
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                trainer.strategy.validation_step(batch, index)
             module.end_validation(step)
         module.train()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def fit(
         )
         rank, world = trainer.global_rank, trainer.world_size
         checkpoints = Checkpoints(folder, f"val/{bench.task.monitor}", bench.task.mode)
-        trainer.callbacks += [  # type: ignore[attr-defined]  # in the order in which they act
+        trainer.callbacks += [  # they act in this order
             MetricsLog(limits.log_every_n_steps),
             Validation(bench.eval_loader("val", rank, world), limits.validate_every_n_steps or steps_per_epoch),
             checkpoints,
@@ -180,6 +181,7 @@ def fit(
             StopOnSignal(checkpoints),
         ]
         last = folder / "last.ckpt"
+        module.train()
         with INTERRUPTS.deferred():
             trainer.fit(
                 module,
@@ -198,7 +200,7 @@ def fit(
 
 
 def total_steps(max_epochs: int, max_steps: int, steps_per_epoch: int, length: float = 1.0) -> int:
-    """Return how many optimizer steps a training has: what its limits (-1 for none) allow, times `length`, at least 1."""
+    """Return how many optimizer steps a training has: what its limits (-1: none) allow, times `length`, at least 1."""
     allowed = [n for n in (max_epochs * steps_per_epoch, max_steps) if n >= 0]
     return max(1, ceil(min(allowed) * length))
 
@@ -235,7 +237,10 @@ def _quiet_lightning() -> Any:
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You defined a `validation_step`")  # the callback calls it
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)

@@ -1,0 +1,113 @@
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from framework.errors import UserError
+from framework.export.process import RuntimeProcess
+from framework.export.torch_export import TorchExport
+from framework.export.verification import FLOAT32, INT8, Comparison
+from framework.models.cnn import CNN
+from framework.record.run import RunRecord
+from framework.runner import run
+from tests.conftest import Compose
+
+
+@dataclass(frozen=True)
+class Altered(TorchExport):
+    """Exports another model than the one it is given: what verification is there to find."""
+
+    amount: float = 0.5
+
+    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+        with torch.no_grad():
+            model.head.bias[3] += self.amount
+            super().export(model, example, inputs, folder)
+            model.head.bias[3] -= self.amount
+
+
+class Dying:
+    """A runtime that takes its process with it."""
+
+    def load(self, folder: Path, threads: int) -> None:
+        print("out of luck", file=sys.stderr, flush=True)
+        os._exit(7)
+
+
+@pytest.fixture
+def trained(small: Compose) -> RunRecord:
+    return run(small("stages=[prepare,train,evaluate]"))
+
+
+@pytest.mark.integration
+def test_every_export_is_verified_and_timed_in_its_own_process(small: Compose, trained: RunRecord) -> None:
+    record = run(small("stages=[export]", f"from_run={trained.folder}", "export=[onnx,torch_export]"))
+    m = record.metrics
+    assert record["verified"]
+    for target in ("onnx", "torch_export"):
+        assert m[f"export/{target}/accuracy"] == pytest.approx(trained.metrics["test/accuracy"], abs=0.006)
+        assert m[f"export/{target}/agreement"] >= 0.999
+        assert m[f"export/{target}/max_difference"] < 1e-3
+        assert m[f"export/{target}/latency_ms_b1"] > 0
+        assert m[f"export/{target}/speedup_b32"] > 0
+        signature = json.loads((record.folder / "export" / target / "signature.json").read_text())
+        assert signature["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+        assert signature["provenance"]["version"] == trained["data"]["version"]
+        assert signature["preprocessing"]["normalise"]["mean"] == [4.9]
+    assert m["test/accuracy"] == trained.metrics["test/accuracy"]  # taken over from the run that is continued
+
+
+@pytest.mark.integration
+def test_an_export_that_is_another_model_fails_and_says_by_how_much(small: Compose, trained: RunRecord) -> None:
+    target = "tests.export.test_export.Altered"
+    options = ["stages=[export]", f"from_run={trained.folder}", f"+export.altered._target_={target}"]
+    with pytest.raises(UserError, match=r"export\.altered: it is not the model it was made from: .* 1e|0\.5"):
+        run(small(*options))
+    assert run(small(*options, "measure.on_mismatch=warn"))["verified"] is False
+
+
+def test_a_runtime_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    node = {"_target_": "framework.export.onnx.Onnx"}
+    with RuntimeProcess("onnx", node, tmp_path, 1) as process, pytest.raises(UserError, match=r"export\.onnx"):
+        process.run([np.zeros((1, 1), np.float32)])
+
+
+def test_a_runtime_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
+    node = {"_target_": "tests.export.test_export.Dying"}
+    with RuntimeProcess("x", node, tmp_path, 1) as process, pytest.raises(UserError, match=r"code 7:\nout of luck"):
+        process.run([np.zeros((1, 1), np.float32)])
+
+
+def test_any_batch_size_goes_through_an_export(tmp_path: Path) -> None:
+    model = CNN(1, 10, (4,)).eval()
+    TorchExport().export(model, (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)
+    with RuntimeProcess("x", {"_target_": "framework.export.torch_export.TorchExport"}, tmp_path, 1) as process:
+        for rows in (1, 2, 33):
+            x = np.random.default_rng(0).normal(size=(rows, 1, 8, 8)).astype(np.float32)
+            with torch.no_grad():
+                expected = model(torch.from_numpy(x)).numpy()
+            np.testing.assert_allclose(process.run([x]), expected, atol=1e-5)
+        assert len(process.time([x], 0.01)) >= 5
+
+
+@pytest.mark.parametrize(
+    ("relative", "agreement", "largest", "complaint"),
+    [
+        (1e-5, 1.0, 1e-5, None),
+        (0.01, 1.0, 0.1, "differ by up to 0.1"),
+        (1e-5, 0.9, 1e-5, "agree on 90.00%"),
+        (float("nan"), 1.0, float("nan"), "not finite"),
+    ],
+)
+def test_tolerances_say_what_is_outside_them(relative: float, agreement: float, largest: float, complaint: str) -> None:
+    found = Comparison({}, largest, largest, relative, agreement, 10).complaint(FLOAT32)
+    assert (found is None) if complaint is None else complaint in str(found)
+    assert INT8.difference > FLOAT32.difference
