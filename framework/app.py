@@ -12,13 +12,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from framework.config.check import require_sound
-from framework.config.compose import CONFIG_NAME, command_line_loader, inherit_overrides
+from framework.config.compose import CONFIG_NAME, command_line_loader, config_dir_of, inherit_overrides
 from framework.config.explain import explain
 from framework.config.origins import Origins
 from framework.config.plugins import CONF, register
 from framework.errors import EXIT_DONE, Preempted
 from framework.record.console import report_failure
-from framework.sweep.grid import register_sweepers
 
 
 class _Ended(Exception):
@@ -50,7 +49,10 @@ def _guarded(work: Callable[[], None]) -> int:
 def _command_line() -> None:
     import hydra
 
+    config_dir_of(sys.argv[1:])
     register()
+    from framework.sweep.grid import register_sweepers  # after Hydra has loaded its own sweepers, which it does anew
+
     register_sweepers()
     if {"--help", "-h"} & set(sys.argv[1:]):
         from framework.config.catalogue import describe_groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -27,12 +28,19 @@ class Preempted(Exception):
     """The run was stopped by a signal after a good checkpoint; running it again goes on (exit code 75)."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a full disk is what an error comes from; libraries in C++ and Rust say so in words only."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
 def reason_of(error: BaseException) -> str:
     """Return one sentence that says why something ended: the message, and the type where it is not ours."""
     if isinstance(error, (UserError, Preempted)):
         return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" (`{error.filename}`)" if error.filename else ""
+    if is_disk_full(error):
+        where = f" (`{error.filename}`)" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}; make room and run again"
     return f"{type(error).__name__}: {error}"
 

@@ -60,15 +60,29 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def config_dir_of(arguments: Sequence[str]) -> Path | None:
+    """Return the folder that `--config-dir` names on a command line.
+
+    Raises:
+        UserError: when it does not exist.
+    """
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, joined = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return _existing(Path(joined or value))
+    return None
+
+
+def _existing(config_dir: Path) -> Path:
+    if not config_dir.is_dir():
+        raise UserError(f"--config-dir: there is no folder `{config_dir}`")
+    return config_dir
+
+
 @contextmanager
 def command_line_loader(arguments: Sequence[str]) -> Iterator[ConfigLoader]:
     """Yield the loader that Hydra uses for a command line, with the folder of its `--config-dir`."""
-    folder = None
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, _, joined = flag.partition("=")
-        if name in ("--config-dir", "-cd"):
-            folder = Path(joined or value)
-    with _loader(folder) as loader:
+    with _loader(config_dir_of(arguments)) as loader:
         yield loader
 
 
@@ -78,14 +92,13 @@ def _loader(config_dir: Path | None) -> Iterator[ConfigLoader]:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.global_hydra import GlobalHydra
 
-    if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"--config-dir: there is no folder `{config_dir}`")
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
             assert isinstance(loader, ConfigLoaderImpl)
-            loader.get_search_path().prepend("command-line", f"file://{config_dir.resolve()}", anchor="schema")
+            folder = _existing(config_dir).resolve()
+            loader.get_search_path().prepend("command-line", f"file://{folder}", anchor="schema")
             loader.repository.initialize_sources(loader.get_search_path())
         yield loader

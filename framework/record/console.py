@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import time
@@ -18,6 +17,7 @@ from framework.errors import (
     EXIT_USER,
     Preempted,
     UserError,
+    is_disk_full,
     reason_of,
 )
 
@@ -73,8 +73,7 @@ def report_failure(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    expected = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-    if not expected:
+    if not (isinstance(error, UserError) or is_disk_full(error)):
         traceback.print_exception(error)
     print(f"error: {reason_of(error)}", file=sys.stderr)
     return EXIT_USER if isinstance(error, UserError) else EXIT_FAILED

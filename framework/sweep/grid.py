@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
@@ -42,6 +45,13 @@ class GridSweeper(BasicSweeper):
 
 
 def register_sweepers() -> None:
-    """Make Hydra know the sweeper; it takes plugins by name, and only names below `hydra_plugins`."""
-    GridSweeper.__module__ = "hydra_plugins.framework"
+    """Make Hydra know the sweeper; it takes plugins only from modules below `hydra_plugins`, so it is shown there."""
+    try:
+        package = import_module("hydra_plugins")
+    except ImportError:
+        package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    module = ModuleType("hydra_plugins.framework")
+    sys.modules[module.__name__] = module
+    vars(package)["framework"], vars(module)["GridSweeper"] = module, GridSweeper
+    GridSweeper.__module__ = module.__name__
     Plugins.instance().register(GridSweeper)

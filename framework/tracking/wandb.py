@@ -38,12 +38,12 @@ class WandbTracker:
         self._run: Any = None
 
     def start(self, record: RunRecord, config: Mapping[str, Any]) -> None:
+        os.environ["WANDB_SILENT"] = "true"
         if self.mode != "online":  # otherwise it reports its own errors over the network even when offline
             os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb
 
         settings = wandb.Settings(
-            silent=True,
             console="off",
             disable_git=True,
             disable_code=True,

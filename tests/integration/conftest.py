@@ -1,0 +1,55 @@
+"""One whole run of the main recipe, as a user starts it, that several tests look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from framework.record.run import RunRecord
+from tests.conftest import HOME
+
+
+def need(program: str) -> str:
+    """Return the path of a program; without it the test fails in CI, and is skipped elsewhere."""
+    path = shutil.which(program)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A finished run: where runs lie, its record, and what the terminal showed."""
+
+    outputs: Path
+    record: RunRecord
+    terminal: str
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Run `python run.py` once for all tests of a session, with one thread so that it can be repeated exactly."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    outputs, terminal = shared / "whole", shared / "whole.txt"
+    with FileLock(shared / "whole.lock"):
+        if not terminal.exists():
+            done = subprocess.run(
+                [sys.executable, "run.py", f"outputs={outputs}", "trainer.threads=1"],
+                cwd=HOME,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            terminal.write_text(done.stdout)
+    return Whole(outputs, RunRecord(outputs / "latest"), terminal.read_text())
