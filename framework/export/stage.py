@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from framework.config.components import as_plain, build_set
 from framework.data.dataset import dataset_of
@@ -19,7 +18,7 @@ from framework.training.fit import Workbench
 
 from .process import RuntimeProcess
 from .targets import ExportTarget
-from .verification import FLOAT32, INT8, Reference, model_inputs
+from .verification import FLOAT32, INT8, compare, model_inputs
 
 ROUNDS = 3
 EAGER = {"_target_": "framework.export.eager.Eager"}
@@ -56,7 +55,7 @@ def run(experiment: Experiment) -> None:
                 *((name, nodes[name], experiment.folder / "export" / name) for name in targets),
             )
         }
-        _verify(experiment, Reference(bench, saved.model), processes, INT8 if saved.is_program else FLOAT32)
+        _verify(experiment, bench, saved, {name: processes[name] for name in targets})
         _time(experiment, bench, processes)
 
 
@@ -87,15 +86,14 @@ def _describe(experiment: Experiment, bench: Workbench, saved: SavedModel, folde
 
 
 def _verify(
-    experiment: Experiment, reference: Reference, processes: Mapping[str, RuntimeProcess], tolerance: Any
+    experiment: Experiment, bench: Workbench, saved: SavedModel, processes: Mapping[str, RuntimeProcess]
 ) -> None:
-    record, monitor = experiment.record, reference.bench.task.monitor
-    record.add_metrics({f"compressed/{k}": v for k, v in reference.metrics().items()})
+    record, monitor = experiment.record, bench.task.monitor
+    tolerance = INT8 if saved.is_program else FLOAT32
+    own, comparisons = compare(bench, saved.model, processes)
+    record.add_metrics({f"compressed/{k}": v for k, v in own.items()})
     complaints = []
-    for name, process in processes.items():
-        if name == "eager":
-            continue
-        compared = reference.compare(process)
+    for name, compared in comparisons.items():
         record.add_metrics(
             {f"export/{name}/{k}": v for k, v in compared.metrics.items()}
             | {

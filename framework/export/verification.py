@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from framework.data.batch_transforms import Batch
 from framework.training.fit import Workbench
 from framework.training.module import scalars
-from framework.training.tasks import forward
+from framework.training.tasks import Task, forward
 
 from .process import RuntimeProcess
 
@@ -71,49 +71,58 @@ class Comparison:
         return None
 
 
-@dataclass
-class Reference:
-    """The outputs of a model on the test split, batch by batch, with which exports are compared.
+class _Tally:
+    """Adds up how one export compares, batch by batch."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.metrics = task, task.metrics()
+        self.largest = self.total = self.scale = 0.0
+        self.elements = self.rows = self.equal = self.decisions = 0
+
+    def add(self, outputs: torch.Tensor, expected: torch.Tensor, batch: Batch) -> None:
+        self.task.update(self.metrics, outputs, batch)
+        difference = (outputs - expected).abs()
+        self.largest = float(np.maximum(self.largest, difference.max().item()))  # a NaN stays
+        self.scale = max(self.scale, expected.abs().max().item())
+        self.total += difference.double().sum().item()
+        same = self.task.decide(outputs) == self.task.decide(expected)
+        self.equal, self.decisions = self.equal + int(same.sum()), self.decisions + same.numel()
+        self.elements, self.rows = self.elements + difference.numel(), self.rows + len(expected)
+
+    def comparison(self) -> Comparison:
+        return Comparison(
+            metrics=_plain(self.metrics),
+            max_difference=self.largest,
+            mean_difference=self.total / self.elements,
+            relative_difference=self.largest / self.scale if self.scale else self.largest,
+            agreement=self.equal / self.decisions,
+            rows=self.rows,
+        )
+
+
+def compare(
+    bench: Workbench, model: nn.Module, processes: Mapping[str, RuntimeProcess]
+) -> tuple[dict[str, float], dict[str, Comparison]]:
+    """Run a model and its exports on the whole test split.
 
     Args:
         bench: data and task.
         model: in evaluation mode.
+        processes: the exports, by name.
+
+    Returns:
+        the model's own metrics by plain name, and a comparison for each export.
     """
-
-    bench: Workbench
-    model: nn.Module
-
-    def batches(self) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Yield each batch of the test split, with the model's outputs."""
-        for batch in self.bench.eval_loader("test"):
-            with torch.inference_mode():
-                yield batch, forward(self.model, self.bench.task, batch).float()
-
-    def metrics(self) -> dict[str, float]:
-        """Return the model's own metrics on the test split, by plain name."""
-        metrics = self.bench.task.metrics()
-        for batch, outputs in self.batches():
-            self.bench.task.update(metrics, outputs, batch)
-        return _plain(metrics)
-
-    def compare(self, process: RuntimeProcess) -> Comparison:
-        """Run an export on the whole test split."""
-        task = self.bench.task
-        metrics = task.metrics()
-        largest = total = scale = 0.0
-        elements = rows = equal = decisions = 0
-        for batch, expected in self.batches():
-            outputs = torch.from_numpy(process.run(model_inputs(task.inputs, batch)))
-            task.update(metrics, outputs, batch)
-            difference = (outputs - expected).abs().double()
-            largest = float(np.maximum(largest, difference.max().item()))
-            total += difference.sum().item()
-            scale = max(scale, expected.abs().max().item())
-            same = task.decide(outputs) == task.decide(expected)
-            equal, decisions = equal + int(same.sum()), decisions + same.numel()
-            elements, rows = elements + difference.numel(), rows + len(expected)
-        relative = largest / scale if scale else largest
-        return Comparison(_plain(metrics), largest, total / elements, relative, equal / decisions, rows)
+    task = bench.task
+    own, tallies = task.metrics(), {name: _Tally(task) for name in processes}
+    for batch in bench.eval_loader("test"):
+        inputs = model_inputs(task.inputs, batch)
+        with torch.inference_mode():
+            expected = forward(model, task, batch).float()
+            task.update(own, expected, batch)
+            for name, process in processes.items():
+                tallies[name].add(torch.from_numpy(process.run(inputs)), expected, batch)
+    return _plain(own), {name: tally.comparison() for name, tally in tallies.items()}
 
 
 def model_inputs(names: Sequence[str], batch: Batch, rows: int | None = None) -> list[npt.NDArray]:

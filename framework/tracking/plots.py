@@ -70,7 +70,9 @@ def plot_models(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         area = 40 + 500 * row.get("bytes", 1) / largest
         axes.scatter(row["latency_b1"], row["metric"], s=area, color=_GREY if i == 0 else _BLUE, alpha=0.7)
         axes.annotate(row["model"], (row["latency_b1"], row["metric"]), xytext=(6, 8), textcoords="offset points")
-    axes.set(title="quality and speed", xlabel="ms a call at batch 1", ylabel=f"test {metric}", xscale="log")
+    times = [row["latency_b1"] for row in shown]
+    axes.set(title="quality and speed", xlabel="ms a call at batch 1", ylabel=f"test {metric}")
+    axes.set_xscale("log" if max(times) > 4 * min(times) else "linear")
     axes.margins(0.25, 0.4)
     _tidy(axes)
     return figure

@@ -47,6 +47,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, str]:
         [
             need("strace"),
             "-f",
+            "--seccomp-bpf",
             "-qq",
             "-e",
             "trace=connect,sendto",
