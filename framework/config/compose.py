@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -66,7 +67,7 @@ def config_dir_of(arguments: Sequence[str]) -> Path | None:
     Raises:
         UserError: when it does not exist.
     """
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in pairwise([*arguments, ""]):
         name, _, joined = flag.partition("=")
         if name in ("--config-dir", "-cd"):
             return _existing(Path(joined or value))

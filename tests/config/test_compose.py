@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.config.compose import compose_experiment, inherit_overrides
+from framework.config.compose import compose_experiment, config_dir_of, inherit_overrides
 from framework.errors import UserError
 
 
@@ -51,3 +51,11 @@ def test_a_continued_run_hands_down_its_overrides_and_those_typed_win(tmp_path: 
     typed = [f"from_run={tmp_path}", "stages=[export]", "model.width=64"]
     assert inherit_overrides(typed) == ["recipe=stdlib_gpt", *typed]
     assert inherit_overrides([f"from_run={tmp_path}", "recipe=digits"]) == [f"from_run={tmp_path}", "recipe=digits"]
+
+
+def test_the_folder_of_own_options_is_read_off_a_command_line(tmp_path: Path) -> None:
+    assert config_dir_of([]) is None
+    assert config_dir_of(["model=vit", "--config-dir", str(tmp_path)]) == tmp_path
+    assert config_dir_of([f"--config-dir={tmp_path}", "model=vit"]) == tmp_path
+    with pytest.raises(UserError, match="there is no folder"):
+        config_dir_of(["--config-dir", str(tmp_path / "no")])
