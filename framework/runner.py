@@ -37,7 +37,7 @@ METRICS_OF: Mapping[Stage, tuple[str, ...]] = {
     Stage.compress: ("compress/",),
     Stage.export: ("export/", "eager/", "compressed/"),
 }
-_HOW_NOT_WHAT = ("stages", "from_run", "run_dir", "check")
+_HOW_NOT_WHAT = ("stages", "from_run", "run_dir", "check", "outputs", "data.dask")
 
 
 def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
@@ -121,7 +121,7 @@ def _describe(record: RunRecord, config: DictConfig, overrides: Sequence[str], e
     file = record.folder / "config.yaml"
     if file.exists():
         changed = config_differences(OmegaConf.load(file), OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
-        changed = {k: v for k, v in changed.items() if k.partition(".")[0] not in _HOW_NOT_WHAT}
+        changed = {k: v for k, v in changed.items() if not f"{k}.".startswith(tuple(f"{h}." for h in _HOW_NOT_WHAT))}
         if changed:
             lines = "\n".join(f"  {k}: {a} -> {b}" for k, (a, b) in changed.items())
             raise UserError(f"run_dir: `{record.folder}` was begun with another config; take a new one:\n{lines}")

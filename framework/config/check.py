@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from framework.errors import UserError, did_you_mean
 
 from .annotations import existing_path, misfit
+from .definitions import TargetNotFound
 from .origins import Origins
 from .requirements import REQUIRES, plain, unmet
 from .rules import RULES
-from .signatures import Parameter, Signature, TargetNotFound, read_signature
+from .signatures import Parameter, Signature, read_signature
 
 _SPECIAL = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_", REQUIRES}
 COMPONENTS = ("model", "task", "optimizer", "scheduler", "data.source", "strategy.plugin")

@@ -190,7 +190,7 @@ def fit(
                 weights_only=False,
             )
     checkpoints.load_best(module)
-    model.cpu()
+    model.cpu().float()  # it was trained in bfloat16 with bf16_true; what follows works on 32-bit floats
     return Fitted(
         metrics=checkpoints.best,
         steps=trainer.global_step,

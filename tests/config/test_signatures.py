@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.config.signatures import TargetNotFound, read_signature
+from framework.config.definitions import TargetNotFound
+from framework.config.signatures import read_signature
 
 
 def names(target: str) -> list[str]:

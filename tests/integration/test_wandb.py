@@ -78,20 +78,20 @@ def test_config_metrics_tables_pictures_and_the_lineage_of_models_are_there(trac
     (file,) = record.folder.glob("wandb/offline-run-*/run-*.wandb")
     config, summary, artifacts, steps, system = {}, {}, {}, 0, 0
     for entry in records(file):
-        kind = entry.WhichOneof("record_type")  # type: ignore[attr-defined]
+        kind = entry.WhichOneof("record_type")
         if kind == "run":
-            assert entry.run.run_group == "g"  # type: ignore[attr-defined]
-            assert list(entry.run.tags) == ["a", "b"]  # type: ignore[attr-defined]
-            config |= {i.key: i.value_json for i in entry.run.config.update}  # type: ignore[attr-defined]
+            assert entry.run.run_group == "g"
+            assert list(entry.run.tags) == ["a", "b"]
+            config |= {i.key: i.value_json for i in entry.run.config.update}
         elif kind == "config":
-            config |= {i.key: i.value_json for i in entry.config.update}  # type: ignore[attr-defined]
+            config |= {i.key: i.value_json for i in entry.config.update}
         elif kind == "history":
             steps += 1
-            summary |= {i.key or ".".join(i.nested_key): i.value_json for i in entry.history.item}  # type: ignore[attr-defined]
+            summary |= {i.key or ".".join(i.nested_key): i.value_json for i in entry.history.item}
         elif kind == "summary":
-            summary |= {i.key or ".".join(i.nested_key): i.value_json for i in entry.summary.update}  # type: ignore[attr-defined]
+            summary |= {i.key or ".".join(i.nested_key): i.value_json for i in entry.summary.update}
         elif kind == "artifact":
-            artifacts[entry.artifact.type, entry.artifact.name] = json.loads(entry.artifact.metadata or "{}")  # type: ignore[attr-defined]
+            artifacts[entry.artifact.type, entry.artifact.name] = json.loads(entry.artifact.metadata or "{}")
         elif kind == "stats":
             system += 1
     assert json.loads(config["optimizer"])["lr"] == 0.003

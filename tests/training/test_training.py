@@ -102,3 +102,12 @@ def test_weights_are_judged_at_the_end_when_steps_end_between_validations(small:
     record = run(small("stages=[prepare,train]", "trainer.max_steps=5"))
     assert record.metrics["train/steps"] == 5
     assert "val/accuracy" in record.metrics
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_true"])
+def test_lower_precision_trains_and_what_follows_works_on_32_bit_floats(small: Compose, precision: str) -> None:
+    stages = "stages=[prepare,train,evaluate,compress]"
+    record = run(small(stages, f"precision={precision}", "compress=structured_pruning"))
+    assert record["effective"]["precision"].startswith("bf16")
+    assert {t.dtype for t in weights(record).values() if t.is_floating_point()} == {torch.float32}
+    assert record.metrics["test/accuracy"] > 0.3
