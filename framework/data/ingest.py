@@ -29,7 +29,7 @@ from framework.errors import DataError
 from framework.record.console import progress
 from framework.record.files import folder_aside, write_json
 
-from .manifest import FORMAT, MANIFEST, Field, Manifest, Shard, Split
+from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split
 from .rows import Rows, count, mix64, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
@@ -56,7 +56,7 @@ class Recipe:
     fractions: Mapping[str, float]
     split_key: str | None = None
     split_seed: int = 0
-    codec: str = "zstd"
+    codec: Codec = "zstd"
     level: int = 1
     chunk_bytes: int = 256 * 1024
     shard_bytes: int = 64 * 1024 * 1024
@@ -111,7 +111,7 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
         pieces = _make_pieces(recipe, staging, scheduler, workers)
         splits = _make_shards(recipe, staging, pieces, scheduler, workers)
         provenance = {"identity": identity, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, provenance)
+        manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, provenance)
         shutil.rmtree(staging / "pieces")
         shutil.rmtree(staging / "shards")
         write_json(staging / MANIFEST, manifest.to_json())
@@ -285,6 +285,6 @@ def _make_shard(
         here = piece_of == piece
         stored = np.load(staging / "pieces" / f"{piece:06d}" / split / f"{name}.npy", mmap_mode="r")
         values[here] = stored[wanted[here] - starts[piece]]
-    shard = write_shard(staging / split, name, plan, index, values)
+    shard = write_shard(staging / split, name, plan, index, values, recipe.codec, recipe.level)
     write_json(done, asdict(shard))
     return split, shard

@@ -188,7 +188,7 @@ def _read_stretches(reader: ShardReader, stretches: Sequence[tuple[int, int]], t
     at = 0
     for first, last in stretches:
         for name, buffer in buffers.items():
-            buffer[at : at + last - first] = reader.read(name, first, last)
+            reader.read_into(name, first, last, buffer[at : at + last - first])
         at += last - first
     return buffers
 

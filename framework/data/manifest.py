@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from framework.errors import DataError, did_you_mean
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+Codec = Literal["none", "zstd"]
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is known about a dataset version."""
+    """Everything that is known about a dataset version.
+
+    On disk it carries a checksum of itself.
+    """
 
     name: str
     version: str
     fields: dict[str, Field]
     splits: dict[str, Split]
+    codec: Codec = "zstd"
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -76,8 +82,9 @@ class Manifest:
         return sum(s.bytes for split in self.splits.values() for s in split.shards)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain values."""
-        return asdict(self)
+        """Return the manifest as plain values, with their checksum."""
+        values = asdict(self)
+        return {**values, "checksum": _checksum(values)}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -91,6 +98,8 @@ class Manifest:
             raw = json.loads(file.read_text(encoding="utf-8"))
             if raw["format"] != FORMAT:
                 raise DataError(f"`{file}` has format {raw['format']}; this version of the framework reads {FORMAT}")
+            if raw.pop("checksum") != _checksum(raw):
+                raise ValueError("its checksum does not fit")
             return cls(
                 name=raw["name"],
                 version=raw["version"],
@@ -99,11 +108,12 @@ class Manifest:
                     n: Split(s["rows"], s["chunk_rows"], s["shard_rows"], tuple(Shard(**x) for x in s["shards"]))
                     for n, s in raw["splits"].items()
                 },
+                codec=raw["codec"],
                 provenance=raw["provenance"],
             )
         except FileNotFoundError:
             raise DataError(f"`{folder}` is not a dataset: it has no {MANIFEST}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # JSON's and Unicode's errors are ValueErrors
             raise DataError(f"`{file}` is damaged ({error}); remove `{folder}` and prepare it again") from None
 
     def split(self, name: str) -> Split:
@@ -115,3 +125,8 @@ class Manifest:
                 f"{did_you_mean(name, known)}"
             )
         return self.splits[name]
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,25 +1,28 @@
-"""Reading and writing the shards of a dataset version: Zarr v3, sharded, crc32c on every chunk.
+"""A split on disk: how it is cut into chunks and shards, writing shards, and reading runs of rows.
 
 Zarr alone takes a missing shard for fill values and, without crc32c, a flipped bit for data. Here every shard's
-presence and size is compared with the manifest before it is read, and every chunk's checksum while it is.
+presence and size is compared with the manifest when it is opened, and every chunk's checksum when it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from importlib.util import find_spec
+from collections import OrderedDict
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from framework.errors import DataError
 
-from .manifest import Field, Manifest, Shard, Split
+from .manifest import Codec, Field, Manifest, Shard, Split
 from .rows import Rows
+from .shard import ShardFile, encode_shard
 
 MIN_CHUNKS, MIN_CHUNK_ROWS = 64, 16
+OPEN_SHARDS, KEPT_CHUNKS = 256, 64
 
 
 def layout(rows: int, row_bytes: int, chunk_bytes: int, shard_bytes: int) -> Split:
@@ -36,17 +39,9 @@ def layout(rows: int, row_bytes: int, chunk_bytes: int, shard_bytes: int) -> Spl
     return Split(rows, chunk_rows, chunk_rows * chunks_per_shard)
 
 
-def _zarr() -> Any:
+def create_arrays(folder: Path, fields: dict[str, Field], split: Split, codec: Codec, level: int) -> None:
+    """Create the Zarr group of a split with one sharded array for each field; the shards come later."""
     import zarr
-
-    if find_spec("zarrs") is not None:
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    return zarr
-
-
-def create_arrays(folder: Path, fields: dict[str, Field], split: Split, codec: str, level: int) -> None:
-    """Create the empty Zarr group of a split with one sharded array for each field."""
-    zarr = _zarr()
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     group = zarr.open_group(folder, mode="a", zarr_format=3)
@@ -65,15 +60,34 @@ def create_arrays(folder: Path, fields: dict[str, Field], split: Split, codec: s
         )
 
 
-def write_shard(folder: Path, name: str, split: Split, index: int, values: npt.NDArray) -> Shard:
-    """Write one whole shard of one field and return its entry for the manifest (path relative to `folder`'s parent)."""
-    from framework.record.files import checksum
+def write_shard(
+    folder: Path, name: str, split: Split, index: int, values: npt.NDArray, codec: Codec, level: int
+) -> Shard:
+    """Write one whole shard of one field, aside and renamed.
 
-    array = _zarr().open_array(folder / name, mode="r+")
-    first = index * split.shard_rows
-    array[first : first + len(values)] = values
+    Args:
+        folder: the split's folder.
+        name: the field.
+        split: how the split is cut.
+        index: which shard.
+        values: its rows.
+        codec, level: how chunks are compressed.
+
+    Returns:
+        its entry for the manifest (with its path relative to `folder`'s parent).
+    """
     file = folder / name / shard_path(index, values.ndim)
-    return Shard(name, str(file.relative_to(folder.parent)), first, len(values), file.stat().st_size, checksum(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.part")
+    digest, size = hashlib.sha256(), 0
+    with aside.open("wb") as stream:
+        for part in encode_shard(values, split.chunk_rows, split.shard_rows // split.chunk_rows, codec, level):
+            stream.write(part)
+            digest.update(part)
+            size += len(part)
+    aside.replace(file)
+    path = str(file.relative_to(folder.parent))
+    return Shard(name, path, index * split.shard_rows, len(values), size, digest.hexdigest())
 
 
 def shard_path(index: int, ndim: int) -> str:
@@ -96,12 +110,13 @@ class ShardReader:
         self.folder, self.name = folder, split
         self.manifest = Manifest.read(folder)
         self.split = self.manifest.split(split)
-        self._arrays: dict[str, Any] = {}
-        self._lock = threading.Lock()
         self._shards = {(s.field, s.first_row // self.split.shard_rows): s for s in self.split.shards}
         expected = -(-self.split.rows // self.split.shard_rows) * len(self.manifest.fields)
         if len(self._shards) != expected:
             raise DataError(f"`{folder}`: split `{split}` lists {len(self._shards)} shards of {expected}")
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Future[npt.NDArray]] = OrderedDict()
         for shard in self.split.shards:
             self._require(shard)
 
@@ -110,7 +125,83 @@ class ShardReader:
         """The number of rows."""
         return self.split.rows
 
-    def _require(self, shard: Shard) -> None:
+    def read(self, field: str, first: int, last: int) -> npt.NDArray:
+        """Return rows `first` to `last` (exclusive) of a field.
+
+        Raises:
+            DataError: when a shard is missing, short or altered; it is named.
+        """
+        spec = self.manifest.fields[field]
+        out = np.empty((last - first, *spec.shape), dtype=spec.dtype)
+        self.read_into(field, first, last, out)
+        return out
+
+    def read_into(self, field: str, first: int, last: int, out: npt.NDArray) -> None:
+        """Like `read`, into an array that is there. Whole chunks go straight to it; the ends of a run are kept."""
+        size = self.split.chunk_rows
+        at = 0
+        while first < last:
+            chunk, offset = divmod(first, size)
+            taken = min(size - offset, last - first)
+            if taken == size:
+                self._read_chunk(field, chunk, out[at : at + size])
+            else:
+                out[at : at + taken] = self._partial(field, chunk)[offset : offset + taken]
+            first, at = first + taken, at + taken
+
+    def read_rows(self, first: int, last: int) -> Rows:
+        """Return rows `first` to `last` (exclusive) of all fields."""
+        return {name: self.read(name, first, last) for name in self.manifest.fields}
+
+    def _partial(self, field: str, chunk: int) -> npt.NDArray:
+        """Return a chunk of which some rows are wanted; the next one to want it finds it, while it is young."""
+        key = (field, chunk)
+        with self._lock:
+            future = self._kept.get(key)
+            mine = future is None
+            if future is None:
+                future = self._kept[key] = Future()
+                if len(self._kept) > KEPT_CHUNKS:
+                    self._kept.popitem(last=False)
+        if mine:
+            spec = self.manifest.fields[field]
+            values = np.empty((self.split.chunk_rows, *spec.shape), dtype=spec.dtype)
+            try:
+                self._read_chunk(field, chunk, values)
+                future.set_result(values)
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _read_chunk(self, field: str, chunk: int, out: npt.NDArray) -> None:
+        per_shard = self.split.shard_rows // self.split.chunk_rows
+        index, within = divmod(chunk, per_shard)
+        shard = self._shards[(field, index)]
+        try:
+            self._file(field, index, shard, per_shard).read_chunk(within, out)
+        except FileNotFoundError:
+            raise DataError(f"shard `{self.folder / shard.path}` is missing; {self._remedy()}") from None
+        except (DataError, OSError, RuntimeError, IndexError) as error:
+            first = chunk * self.split.chunk_rows
+            rows = f"rows {first}-{min(first + self.split.chunk_rows, self.rows) - 1} of `{field}`"
+            raise DataError(
+                f"shard `{self.folder / shard.path}` is damaged ({rows}): {error}; {self._remedy()}"
+            ) from error
+
+    def _file(self, field: str, index: int, shard: Shard, chunks: int) -> ShardFile:
+        key = (field, index)
+        with self._lock:
+            file = self._open.get(key)
+            if file is None:
+                spec = self.manifest.fields[field]
+                shape, dtype = (self.split.chunk_rows, *spec.shape), np.dtype(spec.dtype)
+                file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec)
+                self._open[key] = file
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+        return file
+
+    def _require(self, shard: Shard) -> Path:
         file = self.folder / shard.path
         try:
             found = file.stat().st_size
@@ -118,32 +209,7 @@ class ShardReader:
             raise DataError(f"shard `{file}` is missing; {self._remedy()}") from None
         if found != shard.bytes:
             raise DataError(f"shard `{file}` has {found} bytes instead of {shard.bytes}; {self._remedy()}")
+        return file
 
     def _remedy(self) -> str:
         return f"remove `{self.folder}` and run the stage `prepare` again"
-
-    def _array(self, field: str) -> Any:
-        with self._lock:
-            if field not in self._arrays:
-                self._arrays[field] = _zarr().open_array(self.folder / self.name / field, mode="r")
-            return self._arrays[field]
-
-    def read(self, field: str, first: int, last: int) -> npt.NDArray:
-        """Return rows `first` to `last` (exclusive) of a field.
-
-        Raises:
-            DataError: when a shard is missing, short or altered; it is named.
-        """
-        per_shard = self.split.shard_rows
-        shards = [self._shards[(field, i)] for i in range(first // per_shard, -(-last // per_shard))]
-        for shard in shards:
-            self._require(shard)
-        try:
-            return np.asarray(self._array(field)[first:last])
-        except Exception as error:  # the two pipelines raise types of their own for a bad checksum
-            names = ", ".join(f"`{self.folder / s.path}`" for s in shards)
-            raise DataError(f"shard {names} is damaged (rows {first}-{last - 1}: {error}); {self._remedy()}") from error
-
-    def read_rows(self, first: int, last: int) -> Rows:
-        """Return rows `first` to `last` (exclusive) of all fields."""
-        return {name: self.read(name, first, last) for name in self.manifest.fields}

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from framework.data.ingest import Recipe, ingest
-from framework.data.manifest import Field, Manifest
+from framework.data.manifest import Codec, Field, Manifest, Split
 from framework.data.rows import Rows
-from framework.data.store import ShardReader
+from framework.data.store import ShardReader, create_arrays, write_shard
 from framework.errors import DataError
 
 
@@ -76,13 +77,15 @@ def test_a_record_keeps_its_split_when_others_are_added(tmp_path: Path) -> None:
     assert set(small["test"]) <= set(large["test"])
 
 
-def test_an_ingest_that_failed_goes_on_and_ends_with_the_same_rows(tmp_path: Path) -> None:
+def test_an_ingest_that_failed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     undisturbed, _ = ingest(RECIPE, tmp_path / "a")
     broken = replace(RECIPE, source=Numbers(fail_at=2))
     with pytest.raises(DataError, match="malformed"):
         ingest(broken, tmp_path / "b", scheduler="synchronous")
     assert not list((tmp_path / "b").rglob("manifest.json"))
     resumed, _ = ingest(RECIPE, tmp_path / "b")
+    shards = [[s.sha256 for s in Manifest.read(f).split("train").shards] for f in (undisturbed, resumed)]
+    assert shards[0] == shards[1]
     assert rows_of(resumed) == rows_of(undisturbed)
 
 
@@ -121,4 +124,26 @@ def test_a_torn_manifest_is_an_error_and_a_folder_without_one_is_no_dataset(tmp_
     (torn / "manifest.json").unlink()
     with pytest.raises(DataError, match="is not a dataset"):
         Manifest.read(torn)
-    assert json.loads(text)["format"] == 1
+    altered = text.replace('"rows": 100', '"rows": 101').replace('"chunk_rows": ', '"chunk_rows": 1')
+    (folder / "manifest.json").chmod(0o644)
+    (folder / "manifest.json").write_text(altered)
+    with pytest.raises(DataError, match="checksum"):
+        Manifest.read(folder)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 1)])
+def test_zarr_reads_what_is_written_and_the_reader_what_zarr_does(tmp_path: Path, codec: Codec, shape: tuple) -> None:
+    values = np.random.default_rng(0).integers(0, 1000, (137, *shape), dtype=np.int32)
+    split = Split(137, 10, 40)
+    fields = {"x": Field("int32", shape)}
+    create_arrays(tmp_path / "v" / "train", fields, split, codec, 1)
+    shards = [
+        write_shard(tmp_path / "v" / "train", "x", split, i, values[i * 40 : (i + 1) * 40], codec, 1) for i in range(4)
+    ]
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "v" / "train")["x"][:], values)
+    manifest = Manifest("n", "v", fields, {"train": replace(split, shards=tuple(shards))}, codec)
+    (tmp_path / "v" / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    reader = ShardReader(tmp_path / "v", "train")
+    for first, last in ((0, 137), (0, 10), (5, 25), (39, 41), (120, 137), (136, 137)):
+        np.testing.assert_array_equal(reader.read("x", first, last), values[first:last])
