@@ -89,7 +89,7 @@ class StoreConfig:
     root: str = "${outputs}/datasets"
     codec: Codec = Codec.zstd
     level: int = 1
-    chunk_bytes: int = 256 * 1024
+    chunk_bytes: int = 512 * 1024
     shard_bytes: int = 64 * 1024 * 1024
     shuffle: bool = True
     seed: int = 0
@@ -97,11 +97,11 @@ class StoreConfig:
 
 @dataclass
 class LoaderConfig:
-    """How batches are read: memory is about twice `window_bytes` for each lane that a rank owns."""
+    """How batches are read. Two shuffle windows are held at a time; `window_bytes` is one, of all ranks together."""
 
-    window_bytes: int = 8 * 1024 * 1024
+    window_bytes: int = 32 * 1024 * 1024
     lanes: int = 8
-    prefetch: int = 2
+    threads: int | None = None
     eval_batch_size: int = 256
 
 

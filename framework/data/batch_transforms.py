@@ -1,18 +1,24 @@
 """What is done to batches of tensors as they leave the loader, and is packed with an exported model as data.
 
 To add one, write a class that is called with a batch and returns it, and a YAML entry in `data.batch_transforms`.
+One that draws chance is a `RandomTransform`: it is left out of validation, testing and exports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .rows import mix64
+
 Batch = dict[str, Tensor]
+Keys = npt.NDArray[np.uint64]
 
 
 class BatchTransform(Protocol):
@@ -20,6 +26,26 @@ class BatchTransform(Protocol):
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the transformed batch."""
+
+
+@runtime_checkable
+class RandomTransform(Protocol):
+    """From a batch to a batch, by chance drawn from a key for each row, so that it is the same after a resume."""
+
+    def draw(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the transformed batch; `keys` [batch] depend on the seed, the epoch and the row's place in it."""
+
+
+def apply(
+    transforms: Sequence[BatchTransform | RandomTransform], batch: Batch, keys: Callable[[], Keys] | None
+) -> Batch:
+    """Return a batch after all transforms, in order; without keys, those that draw chance are left out."""
+    for i, transform in enumerate(transforms):
+        if not isinstance(transform, RandomTransform):
+            batch = transform(batch)
+        elif keys is not None:
+            batch = transform.draw(batch, mix64(keys() ^ np.uint64(i)))
+    return batch
 
 
 @dataclass(frozen=True)
@@ -59,3 +85,45 @@ class NextToken:
     def __call__(self, batch: Batch) -> Batch:
         windows = batch[self.field].long()
         return {**batch, self.inputs: windows[:, :-1], self.targets: windows[:, 1:]}
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror images left to right.
+
+    Args:
+        field: the field, [batch, channels, height, width].
+        share: how many of the rows.
+    """
+
+    field: str
+    share: float = 0.5
+
+    def draw(self, batch: Batch, keys: Keys) -> Batch:
+        x = batch[self.field]
+        chosen = torch.from_numpy(keys / 2.0**64 < self.share).view(-1, 1, 1, 1)
+        return {**batch, self.field: torch.where(chosen, x.flip(-1), x)}
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Pad images with zeros on all sides and cut a window of the old size out of each.
+
+    Args:
+        field: the field, [batch, channels, height, width].
+        padding: pixels on each side, and so the largest shift.
+    """
+
+    field: str
+    padding: int
+
+    def draw(self, batch: Batch, keys: Keys) -> Batch:
+        x = batch[self.field]
+        rows, _, height, width = x.shape
+        padded = torch.nn.functional.pad(x, [self.padding] * 4)
+        shifts = 2 * self.padding + 1
+        down, right = (keys % np.uint64(shifts)).astype(np.int64), (mix64(keys) % np.uint64(shifts)).astype(np.int64)
+        ys = torch.from_numpy(down)[:, None] + torch.arange(height)
+        xs = torch.from_numpy(right)[:, None] + torch.arange(width)
+        cut = padded[torch.arange(rows)[:, None, None], :, ys[:, :, None], xs[:, None, :]]  # channels last
+        return {**batch, self.field: cut.permute(0, 3, 1, 2).contiguous()}

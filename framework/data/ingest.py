@@ -58,7 +58,7 @@ class Recipe:
     split_seed: int = 0
     codec: Codec = "zstd"
     level: int = 1
-    chunk_bytes: int = 256 * 1024
+    chunk_bytes: int = 512 * 1024
     shard_bytes: int = 64 * 1024 * 1024
     shuffle: bool = True
     seed: int = 0

@@ -5,6 +5,13 @@ Usable on its own:
     loader = ShardLoader("outputs/datasets/digits/<version>", "train", batch_size=64)
     for batch in loader:
         ...
+
+1. `Order` says which rows a window of each lane holds, and in which order batches take them.
+2. Reader threads fill the window: whole chunks, checked and decoded straight into place (`ShardReader`).
+3. While they fill the next one, batches are made from this one: one copy of rows by index for each field.
+4. Batch transforms follow.
+
+There are few and long calls on purpose: what costs here is handing the interpreter's lock from thread to thread.
 """
 
 from __future__ import annotations
@@ -13,17 +20,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from framework.config.resolvers import cpu_count
 from framework.errors import DataError
 
-from .batch_transforms import Batch, BatchTransform
+from .batch_transforms import Batch, BatchTransform, RandomTransform, apply
 from .order import Order
-from .rows import Rows
+from .rows import Rows, row_keys
 from .store import ShardReader
+
+RESIDENT_SHARE = 16
 
 
 class ShardLoader:
@@ -35,11 +45,13 @@ class ShardLoader:
         batch_size: rows of a global batch, over all ranks.
         rank, world_size: which share of every global batch this loader gives.
         micro_batch: rows of a batch it yields; by default its whole share of the global batch.
-        seed: what the order is drawn from.
+        seed: what the order and random transforms are drawn from.
         lanes: see `Order`; must be divisible by `world_size`.
-        window_bytes: memory of the shuffle window of all ranks together; two windows are held at a time.
-        prefetch: windows read ahead.
+        window_bytes: half of the memory that all ranks together use: two shuffle windows, the chunks that reach
+            from one into the next, and a batch or two. Fields that fit in 1/16 of it are kept in memory whole.
+        threads: that read and decode; by default one for each core, at most 8.
         transforms: applied to each batch, in order.
+        pin_memory: give batches in page-locked memory, for faster copies to a GPU.
 
     Raises:
         DataError: when the split has fewer rows than one global batch, or a shard is not as it was written.
@@ -56,16 +68,18 @@ class ShardLoader:
         micro_batch: int | None = None,
         seed: int = 0,
         lanes: int = 8,
-        window_bytes: int = 8 * 1024 * 1024,
-        prefetch: int = 1,
-        transforms: Sequence[BatchTransform] = (),
+        window_bytes: int = 32 * 1024 * 1024,
+        threads: int | None = None,
+        transforms: Sequence[BatchTransform | RandomTransform] = (),
+        pin_memory: bool = False,
     ) -> None:
         self.reader = ShardReader(Path(folder), split)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.local_batch = batch_size // world_size
         self.micro_batch = micro_batch or self.local_batch
-        self.lanes, self.prefetch, self.transforms = lanes, max(1, prefetch), transforms
-        order = self._order(0, window_bytes)
+        self.lanes, self.window_bytes, self.transforms = lanes, window_bytes, transforms
+        self.threads, self.pin_memory = threads or min(8, cpu_count()), pin_memory
+        order = self.order(0)
         if order.full_batches == 0:
             raise DataError(
                 f"split `{split}` has {self.reader.rows} rows, fewer than one global batch of {batch_size}; "
@@ -77,15 +91,19 @@ class ShardLoader:
             )
         if self.local_batch % self.micro_batch:
             raise DataError(f"{self.local_batch} rows a rank do not divide into micro-batches of {self.micro_batch}")
-        self._window_bytes = window_bytes
         self.epoch = 0
         self._micro_steps = 0  # micro-batches given in this epoch
+        self._buffers: list[Rows] = []
+        limit = window_bytes // RESIDENT_SHARE
+        small = [n for n, f in self.reader.manifest.fields.items() if f.row_bytes * self.reader.rows <= limit]
+        self._resident = {n: self.reader.read(n, 0, self.reader.rows) for n in small}
 
-    def _order(self, epoch: int, window_bytes: int) -> Order:
-        rows_in_window = window_bytes // max(1, self.reader.manifest.row_bytes)
-        split = self.reader.split
+    def order(self, epoch: int) -> Order:
+        """Return the order of an epoch; the same for any number of ranks."""
+        split, row_bytes = self.reader.split, max(1, self.reader.manifest.row_bytes)
         order = Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, 1, self.seed, epoch)
-        window = rows_in_window // order.lane_count
+        beside = order.lane_count * split.chunk_rows + 2 * self.batch_size
+        window = max(0, self.window_bytes // row_bytes - beside // 2) // order.lane_count
         return Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, window, self.seed, epoch)
 
     def __len__(self) -> int:
@@ -110,46 +128,109 @@ class ShardLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then stand at the start of the next."""
-        order = self._order(self.epoch, self._window_bytes)
+        order = self.order(self.epoch)
         per_batch = self.local_batch // self.micro_batch
-        step = self._micro_steps // per_batch
-        with ThreadPoolExecutor(self.prefetch + 1, thread_name_prefix="loader") as pool:
-            windows = range(step // order.window_batches, -(-order.full_batches // order.window_batches))
-            for index, (buffer, gather) in zip(windows, self._read_ahead(pool, order, windows), strict=True):
-                first = index * order.window_batches
-                for i in range(step - first, len(gather)):
-                    for part in gather[i].split(self.micro_batch)[self._micro_steps % per_batch :]:
-                        batch = {name: tensor.index_select(0, part) for name, tensor in buffer.items()}
-                        for transform in self.transforms:
-                            batch = transform(batch)
+        step, skip = divmod(self._micro_steps, per_batch)
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="reader") as readers:
+            for first, rows, taken in self._windows(readers, order, step // order.window_batches):
+                for i in range(step - first, len(taken)):
+                    for part in range(skip, per_batch):
+                        batch = self._make_batch(order, rows, taken[i], first + i, part)
                         self._micro_steps += 1
                         if self._micro_steps == len(self):
                             self.epoch, self._micro_steps = self.epoch + 1, 0
                         yield batch
-                step = first + len(gather)
+                    skip = 0
+                step = first + len(taken)
 
-    def _read_ahead(
-        self, pool: ThreadPoolExecutor, order: Order, windows: range
-    ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        pending: list[Future[Any]] = [pool.submit(self._window, order, i) for i in windows[: self.prefetch]]
-        for position, _ in enumerate(windows):
-            if position + self.prefetch < len(windows):
-                pending.append(pool.submit(self._window, order, windows[position + self.prefetch]))
-            yield pending.pop(0).result()
+    def _make_batch(self, order: Order, rows: Rows, taken: npt.NDArray[np.int64], step: int, part: int) -> Batch:
+        """Copy the rows of one micro-batch, and transform them."""
+        here = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+        batch = {}
+        for name, array in rows.items():
+            out = torch.empty(
+                (self.micro_batch, *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory
+            )
+            np.take(array, taken[here], axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
+            batch[name] = out
+        position = step * self.batch_size + self.rank * self.local_batch + here.start
+        return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, position, self.micro_batch))
 
-    def _window(self, order: Order, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Read one window of this rank's lanes: the rows by field, and for each global batch which of them it takes."""
+    def _windows(
+        self, readers: ThreadPoolExecutor, order: Order, first: int
+    ) -> Iterator[tuple[int, Rows, npt.NDArray[np.int64]]]:
+        """Yield the windows from number `first` on; while one is used, the next is read into the other of two buffers.
+
+        Yields:
+            the window's first step, its rows, and the rows that each step takes, [steps, rows of a step].
+        """
         own = order.lane_count // self.world_size
-        stretches: list[tuple[int, int]] = []
-        gathers = []
-        offset = 0
-        for lane in range(self.rank * own, (self.rank + 1) * own):
-            runs, permutation = order.window_of(index, lane)
-            stretches += runs
-            gathers.append(offset + permutation.reshape(-1, order.lane_batch))
-            offset += len(permutation)
-        rows = _read_stretches(self.reader, stretches, offset)
-        return {n: torch.from_numpy(a) for n, a in rows.items()}, torch.from_numpy(np.concatenate(gathers, axis=1))
+        if not self._buffers:
+            rows = order.window_batches * order.lane_batch * own
+            self._buffers = [_empty_rows(self.reader, rows) for _ in range(2)]
+        lanes = [_Lane(self.reader, lane, self._resident) for lane in range(self.rank * own, (self.rank + 1) * own)]
+        count = -(-order.full_batches // order.window_batches)
+
+        def start(window: int) -> tuple[list[Future[None]], npt.NDArray[np.int64]]:
+            tasks, taken, offset = [], [], 0
+            for lane in lanes:
+                runs, permutation = order.window_of(window, lane.number)
+                tasks.append(readers.submit(lane.read, runs, self._buffers[window % 2], offset))
+                taken.append(offset + permutation.reshape(-1, order.lane_batch))
+                offset += len(permutation)
+            return tasks, np.concatenate(taken, axis=1)
+
+        ahead = start(first)
+        for window in range(first, count):
+            tasks, taken = ahead
+            for task in tasks:
+                task.result()
+            if window + 1 < count:
+                ahead = start(window + 1)
+            yield window * order.window_batches, self._buffers[window % 2], taken
+
+
+def _torch_dtype(array: npt.NDArray) -> torch.dtype:
+    return torch.from_numpy(array[:0]).dtype
+
+
+def _empty_rows(reader: ShardReader, rows: int) -> Rows:
+    return {n: np.empty((rows, *f.shape), dtype=f.dtype) for n, f in reader.manifest.fields.items()}
+
+
+class _Lane:
+    """Reads the windows of one lane, one after another; a chunk that reaches into the next window is kept for it.
+
+    Args:
+        reader: of the split.
+        number: which lane.
+        resident: fields that are in memory.
+    """
+
+    def __init__(self, reader: ShardReader, number: int, resident: Rows) -> None:
+        self.reader, self.number, self.resident = reader, number, resident
+        self._kept = _empty_rows(reader, reader.split.chunk_rows)
+        self._kept_chunk = dict.fromkeys(self._kept, -1)
+
+    def read(self, runs: Sequence[tuple[int, int]], buffers: Rows, at: int) -> None:
+        """Read runs of stored rows, each within a chunk, one after another into the buffers from row `at` on."""
+        size = self.reader.split.chunk_rows
+        for first, last in runs:
+            chunk, offset = divmod(first, size)
+            for name, buffer in buffers.items():
+                out = buffer[at : at + last - first]
+                if name in self.resident:
+                    out[:] = self.resident[name][first:last]
+                    continue
+                if last - first == size:
+                    self.reader.read_chunk(name, chunk, out)
+                    continue
+                if self._kept_chunk[name] != chunk:
+                    self._kept_chunk[name] = -1
+                    self.reader.read_chunk(name, chunk, self._kept[name])
+                    self._kept_chunk[name] = chunk
+                out[:] = self._kept[name][offset : offset + last - first]
+            at += last - first
 
 
 class Steps:
@@ -181,18 +262,6 @@ class Steps:
             yield from islice(self.loader, left)
 
 
-def _read_stretches(reader: ShardReader, stretches: Sequence[tuple[int, int]], total: int) -> Rows:
-    """Read stretches of stored rows, one after another, into one buffer for each field."""
-    fields = reader.manifest.fields
-    buffers = {n: np.empty((total, *f.shape), dtype=f.dtype) for n, f in fields.items()}
-    at = 0
-    for first, last in stretches:
-        for name, buffer in buffers.items():
-            reader.read_into(name, first, last, buffer[at : at + last - first])
-        at += last - first
-    return buffers
-
-
 class EvalLoader:
     """Iterates over a whole split once, in stored order, never shuffled; each rank takes its share of every batch.
 
@@ -212,7 +281,7 @@ class EvalLoader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        transforms: Sequence[BatchTransform] = (),
+        transforms: Sequence[BatchTransform | RandomTransform] = (),
     ) -> None:
         self.reader = ShardReader(Path(folder), split)
         bounds = np.linspace(0, self.reader.rows, world_size + 1).astype(int)
@@ -227,7 +296,4 @@ class EvalLoader:
         """Yield all batches; the last one may be short."""
         for first in range(self.first, self.last, self.batch_size):
             rows = self.reader.read_rows(first, min(first + self.batch_size, self.last))
-            batch = {name: torch.from_numpy(array) for name, array in rows.items()}
-            for transform in self.transforms:
-                batch = transform(batch)
-            yield batch
+            yield apply(self.transforms, {name: torch.from_numpy(array) for name, array in rows.items()}, None)

@@ -34,3 +34,10 @@ def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
+
+
+def row_keys(seed: int, epoch: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return a key for each of `count` places of an epoch, from place `first` on: what chance is drawn from there."""
+    base = mix64(np.array([seed, epoch], dtype=np.uint64))
+    places = np.arange(first, first + count, dtype=np.uint64)
+    return mix64(places ^ mix64(base[:1] ^ mix64(base[1:])))

@@ -9,9 +9,10 @@ written with chunks in order, so that equal rows make equal bytes.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,19 @@ CRC_BYTES = 4
 _EMPTY = np.uint64(2**64 - 1)
 
 
+_local = threading.local()
+
+
+def _scratch(size: int) -> memoryview:
+    """Return memory of this thread, used again at the next call."""
+    if getattr(_local, "memory", None) is None or len(_local.memory) < size:
+        _local.memory = np.empty(size + size // 4, dtype=np.uint8)
+    return _local.memory[:size].data
+
+
 def crc32c(data: Any) -> bytes:
     """Return the crc32c (Castagnoli) of a buffer, as Zarr stores it: four bytes, little endian."""
-    return castagnoli.crc32c(data).to_bytes(CRC_BYTES, "little")
+    return castagnoli.crc32c(data, gil_release_mode=-1).to_bytes(CRC_BYTES, "little")
 
 
 def encode_shard(
@@ -60,6 +71,13 @@ def encode_shard(
     table = index.tobytes()
     yield table
     yield crc32c(table)
+
+
+@cache
+def _zstd() -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd()
 
 
 @dataclass(frozen=True)
@@ -115,14 +133,12 @@ class ShardFile:
             data = view
             fits = size == self._chunk_bytes + CRC_BYTES
         else:
-            data = memoryview(bytearray(size - CRC_BYTES)) if CRC_BYTES < size <= os.fstat(self._file).st_size else view
-            fits = data is not view
+            fits = CRC_BYTES < size <= os.fstat(self._file).st_size
+            data = _scratch(size - CRC_BYTES) if fits else view
         if not fits or os.preadv(self._file, [data, stored], offset) != size or crc32c(data) != stored:
             raise DataError(f"the checksum of chunk {index} does not fit")
         if self.codec == "zstd":
-            from numcodecs.zstd import Zstd
-
-            Zstd().decode(data, view)
+            _zstd().decode(data, view)
 
     def __del__(self) -> None:
         if "_file" in self.__dict__:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from .rows import Rows
 from .shard import ShardFile, encode_shard
 
 MIN_CHUNKS, MIN_CHUNK_ROWS = 64, 16
-OPEN_SHARDS, KEPT_CHUNKS = 256, 64
+OPEN_SHARDS = 256
 
 
 def layout(rows: int, row_bytes: int, chunk_bytes: int, shard_bytes: int) -> Split:
@@ -116,7 +115,6 @@ class ShardReader:
             raise DataError(f"`{folder}`: split `{split}` lists {len(self._shards)} shards of {expected}")
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, int], Future[npt.NDArray]] = OrderedDict()
         for shard in self.split.shards:
             self._require(shard)
 
@@ -137,43 +135,26 @@ class ShardReader:
         return out
 
     def read_into(self, field: str, first: int, last: int, out: npt.NDArray) -> None:
-        """Like `read`, into an array that is there. Whole chunks go straight to it; the ends of a run are kept."""
+        """Like `read`, into an array that is there; whole chunks go straight to it."""
         size = self.split.chunk_rows
-        at = 0
         while first < last:
             chunk, offset = divmod(first, size)
             taken = min(size - offset, last - first)
             if taken == size:
-                self._read_chunk(field, chunk, out[at : at + size])
+                self.read_chunk(field, chunk, out[:size])
             else:
-                out[at : at + taken] = self._partial(field, chunk)[offset : offset + taken]
-            first, at = first + taken, at + taken
+                out[:taken] = self.read_chunk(field, chunk)[offset : offset + taken]
+            first, out = first + taken, out[taken:]
 
     def read_rows(self, first: int, last: int) -> Rows:
         """Return rows `first` to `last` (exclusive) of all fields."""
         return {name: self.read(name, first, last) for name in self.manifest.fields}
 
-    def _partial(self, field: str, chunk: int) -> npt.NDArray:
-        """Return a chunk of which some rows are wanted; the next one to want it finds it, while it is young."""
-        key = (field, chunk)
-        with self._lock:
-            future = self._kept.get(key)
-            mine = future is None
-            if future is None:
-                future = self._kept[key] = Future()
-                if len(self._kept) > KEPT_CHUNKS:
-                    self._kept.popitem(last=False)
-        if mine:
+    def read_chunk(self, field: str, chunk: int, out: npt.NDArray | None = None) -> npt.NDArray:
+        """Return a whole chunk (the split's last one is padded), in `out` where it is given."""
+        if out is None:
             spec = self.manifest.fields[field]
-            values = np.empty((self.split.chunk_rows, *spec.shape), dtype=spec.dtype)
-            try:
-                self._read_chunk(field, chunk, values)
-                future.set_result(values)
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
-
-    def _read_chunk(self, field: str, chunk: int, out: npt.NDArray) -> None:
+            out = np.empty((self.split.chunk_rows, *spec.shape), dtype=spec.dtype)
         per_shard = self.split.shard_rows // self.split.chunk_rows
         index, within = divmod(chunk, per_shard)
         shard = self._shards[(field, index)]
@@ -184,9 +165,9 @@ class ShardReader:
         except (DataError, OSError, RuntimeError, IndexError) as error:
             first = chunk * self.split.chunk_rows
             rows = f"rows {first}-{min(first + self.split.chunk_rows, self.rows) - 1} of `{field}`"
-            raise DataError(
-                f"shard `{self.folder / shard.path}` is damaged ({rows}): {error}; {self._remedy()}"
-            ) from error
+            path = self.folder / shard.path
+            raise DataError(f"shard `{path}` is damaged ({rows}): {error}; {self._remedy()}") from error
+        return out
 
     def _file(self, field: str, index: int, shard: Shard, chunks: int) -> ShardFile:
         key = (field, index)

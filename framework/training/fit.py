@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from framework.config.components import build, build_set
-from framework.data.batch_transforms import BatchTransform
+from framework.data.batch_transforms import BatchTransform, RandomTransform
 from framework.data.loader import EvalLoader, ShardLoader, Steps
 from framework.record.experiment import Experiment
 from framework.record.interrupts import INTERRUPTS
@@ -52,7 +52,7 @@ class Workbench:
     def __post_init__(self) -> None:
         cfg = self.experiment.config
         self.task: Task = build(cfg.task, "task")
-        self.transforms: Sequence[BatchTransform] = list(
+        self.transforms: Sequence[BatchTransform | RandomTransform] = list(
             build_set(cfg.data.batch_transforms, "data.batch_transforms").values()
         )
 
@@ -74,7 +74,7 @@ class Workbench:
             seed=cfg.seed,
             lanes=cfg.data.loader.lanes,
             window_bytes=cfg.data.loader.window_bytes,
-            prefetch=cfg.data.loader.prefetch,
+            threads=cfg.data.loader.threads,
             transforms=self.transforms,
         )
 

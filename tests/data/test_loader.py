@@ -1,18 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 
 from framework.data.ingest import ingest
 from framework.data.loader import EvalLoader, ShardLoader
 from framework.data.order import Order
+from framework.data.store import ShardReader
 from tests.data.test_ingest import RECIPE, Numbers
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dataclasses import replace
 
     return ingest(replace(RECIPE, source=Numbers((300, 500, 200))), tmp_path_factory.mktemp("data"))[0]
 
@@ -71,3 +73,28 @@ def test_the_order_is_a_permutation_in_windows_and_its_tail() -> None:
     runs, _ = order.tail()
     seen += [row for a, b in runs for row in range(a, b)]
     assert sorted(seen) == list(range(1003))
+
+
+def test_no_rank_reads_much_more_than_its_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = ShardReader.read_chunk
+    monkeypatch.setattr(ShardReader, "read_chunk", lambda s, f, c, out=None: read.append(c) or original(s, f, c, out))
+    for rank in range(2):
+        loader = load(folder, rank=rank, world_size=2)
+        loader._resident = {}
+        read.clear()
+        rows = sum(len(b["x"]) for b in loader)
+        assert len(read) * loader.reader.split.chunk_rows <= 1.15 * rows + 8 * loader.reader.split.chunk_rows
+
+
+def test_class_counts_of_batches_are_those_of_uniform_sampling(tmp_path: Path) -> None:
+    source = Numbers((2000, 2000, 2000, 2000))  # sorted: the class is the thousand
+    folder, _ = ingest(replace(RECIPE, source=source, fractions={"train": 1.0}, chunk_bytes=512), tmp_path)
+    for seed in range(5):
+        counts = np.zeros(8)
+        statistic = 0.0
+        loader = ShardLoader(folder, "train", 64, seed=seed, window_bytes=16 * 1024)
+        for batch in loader:
+            counts = np.bincount(batch["x"].numpy() // 1000, minlength=8)
+            statistic += ((counts - 8) ** 2 / 8).sum()
+        assert chi2.sf(statistic, df=7 * len(loader)) > 0.01
