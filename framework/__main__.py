@@ -1,4 +1,4 @@
-"""`python -m framework`: check a config; list, show, compare and repeat runs."""
+"""`python -m framework`: check a config; list, compare and repeat runs; look after datasets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from framework.config.compose import compose_experiment
+from framework.data.command import add_parser as add_data_parser
 from framework.errors import EXIT_DONE, UserError
 from framework.record import catalogue
 from framework.record.console import aligned, duration_text, report_failure
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     repeating = actions.add_parser("rerun", help="run it again: same config, same version of the data")
     repeating.add_argument("run", help="a run")
     repeating.set_defaults(command=rerun_run)
+    add_data_parser(commands)
     return parser
 
 

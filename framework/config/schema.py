@@ -75,10 +75,11 @@ class FieldSpec:
 
 @dataclass
 class SplitConfig:
-    """Which rows go to which split: a seeded hash of the row's key, so that a record never moves."""
+    """Which rows go to which split: by a seeded hash of the row's key, so that a record never moves, or by a column."""
 
     fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
     key: str | None = None
+    column: str | None = None
     seed: int = 0
 
 

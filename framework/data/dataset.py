@@ -30,6 +30,7 @@ def recipe_from(data: DictConfig) -> Recipe:
         fields={n: Field(f["dtype"], tuple(f["shape"]), f["meaning"]) for n, f in plain["fields"].items()},
         fractions=plain["split"]["fractions"],
         split_key=plain["split"]["key"],
+        split_column=plain["split"]["column"],
         split_seed=plain["split"]["seed"],
         **{k: plain["store"][k] for k in ("codec", "level", "chunk_bytes", "shard_bytes", "shuffle", "seed")},
     )

@@ -1,7 +1,8 @@
 """From a source to a published dataset version.
 
 1. The version is a hash of what determines the content: source, transforms, split, layout.
-2. Dask reads the partitions; each one's rows are split by key, transformed, and left as pieces (`.npy`).
+2. Dask reads the partitions; each one's rows are split by key, transformed, and left as pieces (`.npy`). Transforms
+   that learn from the data are fitted before, one after another, each with a pass of its own.
 3. The pieces' rows get a seeded global order (unless `store.shuffle` is off), and Dask writes the shards.
 4. The manifest is written last, the folder made read-only and renamed into place.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +29,13 @@ import numpy.typing as npt
 
 from framework.errors import DataError
 from framework.record.console import progress
-from framework.record.files import folder_aside, write_json
+from framework.record.files import folder_aside, write_atomic, write_json
 
 from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split
 from .rows import Rows, count, mix64, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
-from .transforms import Transform
+from .transforms import ROW_ID, Fitted, Transform
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,19 @@ class Recipe:
         name: the dataset's name.
         source, transforms: the components, and their description as plain values for the hash.
         fields: the fields that the result must have.
-        fractions, split_key, split_seed: which rows go to which split.
+        fractions, split_key, split_seed: which rows go to which split, by a hash of a key.
+        split_column: a field that names each row's split instead; rows with other names are left out.
         codec, level, chunk_bytes, shard_bytes, shuffle, seed: how the rows are laid out.
     """
 
     name: str
     source: Source
-    transforms: Sequence[Transform]
+    transforms: Sequence[Transform | Fitted]
     description: Mapping[str, Any]
     fields: Mapping[str, Field]
     fractions: Mapping[str, float]
     split_key: str | None = None
+    split_column: str | None = None
     split_seed: int = 0
     codec: Codec = "zstd"
     level: int = 1
@@ -71,7 +75,7 @@ class Recipe:
             "source": self.source.fingerprint(),
             **self.description,
             "fields": {n: asdict(f) for n, f in self.fields.items()},
-            "split": {"fractions": dict(self.fractions), "key": self.split_key, "seed": self.split_seed},
+            "split": [dict(self.fractions), self.split_key, self.split_column, self.split_seed],
             "store": [self.codec, self.level, self.chunk_bytes, self.shard_bytes, self.shuffle, self.seed],
         }
 
@@ -108,12 +112,14 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
         if (final / MANIFEST).exists():
             return final, False
         staging.mkdir(parents=True, exist_ok=True)
+        recipe = _fit_transforms(recipe, staging, scheduler, workers)
         pieces = _make_pieces(recipe, staging, scheduler, workers)
         splits = _make_shards(recipe, staging, pieces, scheduler, workers)
         provenance = {"identity": identity, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, provenance)
         shutil.rmtree(staging / "pieces")
         shutil.rmtree(staging / "shards")
+        shutil.rmtree(staging / "fitted", ignore_errors=True)
         write_json(staging / MANIFEST, manifest.to_json())
         _publish(staging, final)
     return final, True
@@ -155,6 +161,41 @@ def _run(tasks: Sequence[Any], what: str, unit: str, scheduler: str, workers: in
             return list(dask.compute(*tasks, optimize_graph=False, **options))
 
 
+# -- transforms that learn ----------------------------------------------------------------------------------------
+
+
+def _fit_transforms(recipe: Recipe, staging: Path, scheduler: str, workers: int) -> Recipe:
+    """Return the recipe with every transform that learns from the data replaced by what it learned."""
+    from dask import delayed
+
+    transforms: list[Transform | Fitted] = list(recipe.transforms)
+    for i, transform in enumerate(transforms):
+        if not isinstance(transform, Fitted):
+            continue
+        done = staging / "fitted" / f"{i}.pickle"
+        if not done.exists():
+            measure = delayed(_measure, pure=False)
+            partial = replace(recipe, transforms=transforms[:i])
+            partitions = list(recipe.source.partitions())
+            tasks = [measure(partial, transform, partition, n) for n, partition in enumerate(partitions)]
+            name = type(transform).__name__
+            measures = _run(tasks, f"measuring {recipe.name} for {name}", "partitions", scheduler, workers)
+            write_atomic(done, pickle.dumps(transform.fit([m for part in measures for m in part])))
+        transforms[i] = pickle.loads(done.read_bytes())
+    return replace(recipe, transforms=transforms)
+
+
+def _measure(recipe: Recipe, fitted: Fitted, partition: Any, index: int) -> list[Any]:
+    found = []
+    for split, part in _read_splits(recipe, partition, index).items():
+        if fitted.over == "all" or split == "train":
+            for transform in recipe.transforms:
+                assert not isinstance(transform, Fitted)
+                part = transform(part)
+            found.append(fitted.measure(part))
+    return found
+
+
 # -- pieces -----------------------------------------------------------------------------------------------------
 
 
@@ -179,25 +220,40 @@ def _make_piece(recipe: Recipe, partition: Any, index: int, folder: Path) -> dic
     done = folder / "rows.json"
     if done.exists():
         return json.loads(done.read_text())
-    rows = recipe.source.read(partition)
-    total = count(rows)
     counts: dict[str, int] = {}
     with folder_aside(folder) as aside:
-        if total:
-            for split, mask in _split_masks(recipe, rows, index, total).items():
-                part = take(rows, mask)
-                for transform in recipe.transforms:
-                    part = transform(part)
-                counts[split] = count(part)
-                _save(recipe, part, aside / split)
+        for split, part in _read_splits(recipe, partition, index).items():
+            for transform in recipe.transforms:
+                assert not isinstance(transform, Fitted)
+                part = transform(part)
+            part.pop(ROW_ID, None)
+            counts[split] = count(part)
+            _save(recipe, part, aside / split)
         write_json(aside / "rows.json", counts)
     return counts
 
 
-def _split_masks(recipe: Recipe, rows: Rows, partition: int, total: int) -> dict[str, npt.NDArray[np.bool_]]:
+def _read_splits(recipe: Recipe, partition: Any, index: int) -> dict[str, Rows]:
+    """Return the raw rows of a partition by split, each row with its number."""
+    rows = recipe.source.read(partition)
+    total = count(rows)
+    if not total:
+        return {}
+    row_ids = (np.uint64(index) << np.uint64(40)) + np.arange(total, dtype=np.uint64)
+    return {s: take({**rows, ROW_ID: row_ids}, mask) for s, mask in _split_masks(recipe, rows, row_ids).items()}
+
+
+def _split_masks(recipe: Recipe, rows: Rows, row_ids: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.bool_]]:
     """Return a mask for each split. A row's split depends on its key alone (default: its place in the source)."""
+    if recipe.split_column is not None:
+        if recipe.split_column not in rows:
+            raise DataError(
+                f"data.split.column: the source has no field `{recipe.split_column}`; it has {', '.join(rows)}"
+            )
+        names = rows[recipe.split_column].astype(str)
+        return {name: names == name for name in recipe.fractions}
     if recipe.split_key is None:
-        keys = (np.uint64(partition) << np.uint64(40)) + np.arange(total, dtype=np.uint64)
+        keys = row_ids
     elif recipe.split_key not in rows:
         raise DataError(f"data.split.key: the source has no field `{recipe.split_key}`; it has {', '.join(rows)}")
     else:
@@ -227,7 +283,14 @@ def _save(recipe: Recipe, rows: Rows, folder: Path) -> None:
                 f"data.fields.{name}: rows are {array.dtype} {list(array.shape[1:])} after the transforms, "
                 f"and the config says {spec.dtype} {list(spec.shape)}"
             )
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(array))
+        _write_npy(folder / f"{name}.npy", np.ascontiguousarray(array))
+
+
+def _write_npy(path: Path, array: npt.NDArray) -> None:
+    """Write a `.npy` file; unlike `np.save`, with the system's own error when the disk is full."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 # -- shards -----------------------------------------------------------------------------------------------------

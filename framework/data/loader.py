@@ -103,7 +103,7 @@ class ShardLoader:
         split, row_bytes = self.reader.split, max(1, self.reader.manifest.row_bytes)
         order = Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, 1, self.seed, epoch)
         beside = order.lane_count * split.chunk_rows + 2 * self.batch_size
-        window = max(0, self.window_bytes // row_bytes - beside // 2) // order.lane_count
+        window = max(0, self.window_bytes * 7 // 8 // row_bytes - beside // 2) // order.lane_count
         return Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, window, self.seed, epoch)
 
     def __len__(self) -> int:

@@ -36,7 +36,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file of one field: the rows it holds, its bytes on disk and its SHA-256."""
+    """One shard file of one field: the rows it holds, its bytes on disk and its SHA-256.
+
+    `identity` is a crc32c over its index and the checksums of its chunks, which is known without reading the chunks.
+    """
 
     field: str
     path: str
@@ -44,6 +47,7 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
+    identity: int
 
 
 @dataclass(frozen=True)

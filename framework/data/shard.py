@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from framework.errors import DataError
 from .manifest import Codec
 
 CRC_BYTES = 4
-_EMPTY = np.uint64(2**64 - 1)
+_EMPTY = 2**64 - 1
 
 
 _local = threading.local()
@@ -45,8 +45,8 @@ def crc32c(data: Any) -> bytes:
 
 def encode_shard(
     values: npt.NDArray, chunk_rows: int, chunks: int, codec: Codec, level: int
-) -> Iterator[bytes | memoryview]:
-    """Yield the parts of a shard file, in order.
+) -> Generator[bytes | memoryview, None, int]:
+    """Yield the parts of a shard file, in order; return its identity (see `Shard`).
 
     Args:
         values: the rows; the last chunk is padded with zeros when they do not fill it.
@@ -58,6 +58,7 @@ def encode_shard(
     compressor = Zstd(level=level) if codec == "zstd" else None
     index = np.full((chunks, 2), _EMPTY, dtype="<u8")
     at = 0
+    checksums = b""
     for i in range(-(-len(values) // chunk_rows)):
         chunk = np.ascontiguousarray(values[i * chunk_rows : (i + 1) * chunk_rows])
         if len(chunk) < chunk_rows:
@@ -67,10 +68,12 @@ def encode_shard(
         index[i] = at, len(data) + CRC_BYTES
         at += len(data) + CRC_BYTES
         yield data
-        yield crc32c(data)
+        yield (checksum := crc32c(data))
+        checksums += checksum
     table = index.tobytes()
     yield table
     yield crc32c(table)
+    return castagnoli.crc32c(table + checksums)
 
 
 @cache
@@ -90,6 +93,7 @@ class ShardFile:
         dtype: of its elements.
         chunks: chunks of a whole shard.
         codec: how chunks are compressed.
+        identity: what the manifest says of it (see `Shard`).
     """
 
     path: Path
@@ -97,6 +101,7 @@ class ShardFile:
     dtype: np.dtype
     chunks: int
     codec: Codec
+    identity: int
 
     @cached_property
     def _file(self) -> int:
@@ -109,8 +114,11 @@ class ShardFile:
         table = os.pread(self._file, length, at) if at >= 0 else b""
         if len(table) != length or os.pread(self._file, CRC_BYTES, at + length) != crc32c(table):
             raise DataError(f"shard `{self.path}` is damaged: the checksum of its index does not fit")
-        pairs = np.frombuffer(table, dtype="<u8").reshape(-1, 2)
-        return [(int(offset), int(size)) for offset, size in pairs]
+        pairs = [(int(o), int(n)) for o, n in np.frombuffer(table, dtype="<u8").reshape(-1, 2)]
+        checksums = b"".join(os.pread(self._file, CRC_BYTES, o + n - CRC_BYTES) for o, n in pairs if o != _EMPTY)
+        if castagnoli.crc32c(table + checksums) != self.identity:
+            raise DataError(f"`{self.path}` is not the shard that was written here: its chunks have other checksums")
+        return pairs
 
     @cached_property
     def _chunk_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Where data comes from.
+"""Where data comes from: the contract, and sources that are not files of records.
 
 A source cuts itself into partitions, each small enough for memory, which Dask reads side by side. To add one,
 write a class with the three methods of `Source` and a YAML whose `data.source._target_` names it.
@@ -6,15 +6,12 @@ write a class with the three methods of `Source` and a YAML whose `data.source._
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from framework.config.annotations import ExistingDir
 from framework.errors import DataError, did_you_mean
 
 from .rows import Rows
@@ -70,92 +67,80 @@ class SklearnSet:
 
 
 @dataclass(frozen=True)
-class TextFiles:
-    """Text files below a folder, as fields `text` (bytes, one file a row) and `path` (relative).
+class Synthetic:
+    """Random rows of any number, for trying things out at size.
 
     Args:
-        root: the folder.
-        patterns: globs below it, such as `**/*.py`.
-        exclude: path parts that are left out.
-        max_files: at most so many files, evenly spread over the sorted list; None for all.
-        partition_bytes: about how many bytes a partition holds.
+        rows: how many.
+        fields: dtype and shape of each field; whole numbers lie in 0..`high`-1, floats are normal.
+        high: bound of whole numbers.
+        partition_rows: rows of a partition.
+        seed: what they are drawn from.
     """
 
-    root: ExistingDir
-    patterns: Sequence[str] = ("**/*.txt",)
-    exclude: Sequence[str] = ()
-    max_files: int | None = None
-    partition_bytes: int = 4_000_000
+    rows: int
+    fields: Mapping[str, Mapping[str, Any]]
+    high: int = 10
+    partition_rows: int = 10_000
+    seed: int = 0
 
-    def _files(self) -> list[Path]:
-        root = Path(self.root).expanduser()
-        found = {f for pattern in self.patterns for f in root.glob(pattern) if f.is_file()}
-        kept = sorted(f for f in found if not set(f.relative_to(root).parts) & set(self.exclude))
-        if not kept:
-            raise DataError(f"no file below `{root}` matches {', '.join(self.patterns)}")
-        if self.max_files is not None and len(kept) > self.max_files:
-            kept = [kept[i] for i in np.linspace(0, len(kept) - 1, self.max_files).astype(int)]
-        return kept
+    def partitions(self) -> Sequence[int]:
+        return range(-(-self.rows // self.partition_rows))
 
-    def partitions(self) -> Sequence[tuple[str, ...]]:
-        groups: list[list[str]] = [[]]
-        size = 0
-        for file in self._files():
-            if size >= self.partition_bytes:
-                groups.append([])
-                size = 0
-            groups[-1].append(str(file.relative_to(Path(self.root).expanduser())))
-            size += file.stat().st_size
-        return [tuple(g) for g in groups]
-
-    def read(self, partition: tuple[str, ...]) -> Rows:
-        root = Path(self.root).expanduser()
-        text = np.empty(len(partition), dtype=object)
-        for i, name in enumerate(partition):
-            text[i] = (root / name).read_bytes()
-        return {"text": text, "path": np.array(partition, dtype=object)}
+    def read(self, partition: int) -> Rows:
+        rng = np.random.default_rng([self.seed, partition])
+        count = min(self.partition_rows, self.rows - partition * self.partition_rows)
+        made = {}
+        for name, spec in self.fields.items():
+            shape, dtype = (count, *spec["shape"]), np.dtype(spec["dtype"])
+            whole = dtype.kind in "iu"
+            made[name] = (
+                rng.integers(0, self.high, shape).astype(dtype) if whole else rng.normal(size=shape).astype(dtype)
+            )
+        return made
 
     def fingerprint(self) -> str:
-        root = Path(self.root).expanduser()
-        digest = hashlib.blake2b(f"{self.partition_bytes}".encode())
-        for file in self._files():
-            digest.update(str(file.relative_to(root)).encode() + b"\0")
-            digest.update(hashlib.blake2b(file.read_bytes()).digest())
-        return digest.hexdigest()
+        return f"{self.rows} {sorted(self.fields.items())} {self.high} {self.partition_rows} {self.seed}"
 
 
 @dataclass(frozen=True)
-class NumpyFiles:
-    """Arrays of `.npz` files, one file a partition; the arrays' names are the fields.
+class ZarrArrays:
+    """Arrays of an existing Zarr group (v2 or v3), or one array, all with rows first.
 
     Args:
-        root: the folder that holds the files.
-        pattern: a glob below it.
+        root: folder or URL of the group or array.
+        fields: the arrays' names, by the fields they become; for a single array, one field named after "".
+        partition_rows: rows of a partition.
     """
 
-    root: ExistingDir
-    pattern: str = "*.npz"
+    root: str
+    fields: Mapping[str, str]
+    partition_rows: int = 10_000
 
-    def partitions(self) -> Sequence[str]:
-        root = Path(self.root).expanduser()
-        found = sorted(str(f.relative_to(root)) for f in root.glob(self.pattern))
-        if not found:
-            raise DataError(f"no file below `{root}` matches {self.pattern}")
-        return found
+    def _arrays(self) -> dict[str, Any]:
+        import zarr
 
-    def read(self, partition: str) -> Rows:
-        file = Path(self.root).expanduser() / partition
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError, EOFError, KeyError) as error:
-            raise DataError(f"`{file}` is not a readable .npz file: {error}") from error
-        except Exception as error:  # zipfile and zlib raise types of their own for a damaged archive
-            raise DataError(f"`{file}` is damaged: {error}") from error
+            node: Any = zarr.open(self.root, mode="r")
+            arrays: dict[str, Any] = {field: node[name] if name else node for field, name in self.fields.items()}
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            raise DataError(
+                f"`{self.root}` holds no such Zarr arrays ({', '.join(self.fields.values())}): {error}"
+            ) from None
+        lengths = {name: array.shape[0] for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"the arrays in `{self.root}` differ in length: {lengths}")
+        return arrays
+
+    def partitions(self) -> Sequence[int]:
+        rows = next(iter(self._arrays().values())).shape[0]
+        return range(-(-rows // self.partition_rows))
+
+    def read(self, partition: int) -> Rows:
+        first = partition * self.partition_rows
+        return {n: np.asarray(a[first : first + self.partition_rows]) for n, a in self._arrays().items()}
 
     def fingerprint(self) -> str:
-        root = Path(self.root).expanduser()
-        digest = hashlib.blake2b()
-        for name in self.partitions():
-            digest.update(name.encode() + b"\0" + hashlib.blake2b((root / name).read_bytes()).digest())
-        return digest.hexdigest()
+        from .files import FileSet
+
+        return f"{FileSet(self.root, ('**',)).fingerprint()} {sorted(self.fields.items())} {self.partition_rows}"

@@ -79,14 +79,20 @@ def write_shard(
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.part")
     digest, size = hashlib.sha256(), 0
+    parts = encode_shard(values, split.chunk_rows, split.shard_rows // split.chunk_rows, codec, level)
     with aside.open("wb") as stream:
-        for part in encode_shard(values, split.chunk_rows, split.shard_rows // split.chunk_rows, codec, level):
+        while True:
+            try:
+                part = next(parts)
+            except StopIteration as end:
+                identity: int = end.value
+                break
             stream.write(part)
             digest.update(part)
             size += len(part)
     aside.replace(file)
     path = str(file.relative_to(folder.parent))
-    return Shard(name, path, index * split.shard_rows, len(values), size, digest.hexdigest())
+    return Shard(name, path, index * split.shard_rows, len(values), size, digest.hexdigest(), identity)
 
 
 def shard_path(index: int, ndim: int) -> str:
@@ -100,12 +106,13 @@ class ShardReader:
     Args:
         folder: the dataset version's folder.
         split: the split's name.
+        only: the one shard that will be read, where others may be damaged.
 
     Raises:
         DataError: when the split does not exist, or a shard is missing or has the wrong size.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, only: Shard | None = None) -> None:
         self.folder, self.name = folder, split
         self.manifest = Manifest.read(folder)
         self.split = self.manifest.split(split)
@@ -115,7 +122,7 @@ class ShardReader:
             raise DataError(f"`{folder}`: split `{split}` lists {len(self._shards)} shards of {expected}")
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
-        for shard in self.split.shards:
+        for shard in self.split.shards if only is None else [only]:
             self._require(shard)
 
     @property
@@ -176,7 +183,7 @@ class ShardReader:
             if file is None:
                 spec = self.manifest.fields[field]
                 shape, dtype = (self.split.chunk_rows, *spec.shape), np.dtype(spec.dtype)
-                file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec)
+                file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec, shard.identity)
                 self._open[key] = file
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)

@@ -86,7 +86,7 @@ def age(record: RunRecord) -> float:
 
 def flat_config(config: Any) -> dict[str, Any]:
     """Return a config as one flat mapping from dotted keys to scalars."""
-    return dict(_flatten(OmegaConf.to_container(config, resolve=True), ""))
+    return dict(flatten(OmegaConf.to_container(config, resolve=True)))
 
 
 def config_of(record: RunRecord) -> Any:
@@ -104,9 +104,10 @@ def config_differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {k: (left.get(k, "-"), right.get(k, "-")) for k in keys if left.get(k, "-") != right.get(k, "-")}
 
 
-def _flatten(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the scalars (and lists, as JSON) of nested mappings, by dotted keys."""
     if isinstance(node, dict) and node:
         for name, value in node.items():
-            yield from _flatten(value, f"{path}.{name}" if path else str(name))
+            yield from flatten(value, f"{path}.{name}" if path else str(name))
     else:
         yield path, json.dumps(node) if isinstance(node, (list, dict)) else node
