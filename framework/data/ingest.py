@@ -107,11 +107,11 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
     if (final / MANIFEST).exists():
         return final, False
     staging = root / recipe.name / f".{version}.staging"
-    staging.mkdir(parents=True, exist_ok=True)
+    staging.parent.mkdir(parents=True, exist_ok=True)
     with _lock(root / recipe.name / f".{version}.lock"):
         if (final / MANIFEST).exists():
             return final, False
-        staging.mkdir(parents=True, exist_ok=True)
+        _open_staging(staging)
         recipe = _fit_transforms(recipe, staging, scheduler, workers)
         pieces = _make_pieces(recipe, staging, scheduler, workers)
         splits = _make_shards(recipe, staging, pieces, scheduler, workers)
@@ -119,10 +119,22 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
         manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, provenance)
         shutil.rmtree(staging / "pieces")
         shutil.rmtree(staging / "shards")
+        (staging / "boot").unlink()
         shutil.rmtree(staging / "fitted", ignore_errors=True)
         write_json(staging / MANIFEST, manifest.to_json())
         _publish(staging, final)
     return final, True
+
+
+def _open_staging(staging: Path) -> None:
+    """Make the staging folder, or go on in it; after a restart of the machine its files may be torn, and it goes."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    here = boot.read_text().strip() if boot.exists() else ""
+    mark = staging / "boot"
+    if staging.exists() and not (mark.exists() and mark.read_text() == here):
+        shutil.rmtree(staging)
+    staging.mkdir(exist_ok=True)
+    mark.write_text(here)
 
 
 @contextmanager
@@ -229,7 +241,7 @@ def _make_piece(recipe: Recipe, partition: Any, index: int, folder: Path) -> dic
             part.pop(ROW_ID, None)
             counts[split] = count(part)
             _save(recipe, part, aside / split)
-        write_json(aside / "rows.json", counts)
+        write_json(aside / "rows.json", counts, durable=False)
     return counts
 
 
@@ -349,5 +361,5 @@ def _make_shard(
         stored = np.load(staging / "pieces" / f"{piece:06d}" / split / f"{name}.npy", mmap_mode="r")
         values[here] = stored[wanted[here] - starts[piece]]
     shard = write_shard(staging / split, name, plan, index, values, recipe.codec, recipe.level)
-    write_json(done, asdict(shard))
+    write_json(done, asdict(shard), durable=False)
     return split, shard

@@ -19,7 +19,6 @@ PACKAGES = [
     "omegaconf",
     "dask",
     "zarr",
-    "zarrs",
     "numpy",
     "optuna",
     "wandb",

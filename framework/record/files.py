@@ -15,8 +15,14 @@ from typing import Any
 _BLOCK = 1 << 20
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it into place; a crash leaves the old one or the new one, whole."""
+def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
+    """Write a file aside and rename it into place; a crash leaves the old one or the new one, whole.
+
+    Args:
+        path: where to.
+        content: what.
+        durable: wait until it is on the disk, so that a power failure, too, leaves it whole.
+    """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -24,7 +30,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         aside = Path(name)
         aside.chmod(0o644)
         aside.replace(path)
@@ -33,9 +40,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Write JSON atomically; keys keep their order."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable)
 
 
 @contextmanager

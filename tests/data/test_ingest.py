@@ -89,6 +89,17 @@ def test_an_ingest_that_failed_goes_on_and_ends_with_the_same_bytes(tmp_path: Pa
     assert rows_of(resumed) == rows_of(undisturbed)
 
 
+def test_what_was_staged_before_a_restart_of_the_machine_is_not_trusted(tmp_path: Path) -> None:
+    broken = replace(RECIPE, source=Numbers(fail_at=2))
+    with pytest.raises(DataError, match="malformed"):
+        ingest(broken, tmp_path, scheduler="synchronous")
+    (mark,) = tmp_path.glob("numbers/.*.staging/boot")
+    for piece in mark.parent.glob("pieces/*/*/x.npy"):
+        piece.write_bytes(b"torn")
+    mark.write_text("another boot")
+    assert sorted(row for rows in rows_of(ingest(RECIPE, tmp_path)[0]).values() for row in rows) == list(range(100))
+
+
 def test_an_empty_split_and_a_wrong_shape_are_errors_that_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would have no rows"):
         ingest(replace(RECIPE, source=Numbers((2,)), fractions={"train": 0.99, "test": 0.01}), tmp_path)
