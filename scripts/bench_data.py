@@ -114,11 +114,12 @@ def dataset(case: Case, folder: Path, codec: str, source: InMemory | None = None
     """Ingest a case (once) and return the version's folder."""
     from framework.data.ingest import Recipe, ingest
     from framework.data.manifest import Field
+    from framework.data.pools import LocalPool
 
     source = source or InMemory(case, case.rows)
     fields = {case.field: Field(case.dtype, case.shape), "label": Field("int64", ())}
     recipe = Recipe(case.name, source, [], {}, fields, {"train": 1.0}, codec=codec)  # type: ignore[arg-type]
-    return ingest(recipe, folder / "ours", workers=os.cpu_count() or 1)[0]
+    return ingest(recipe, folder / "ours", LocalPool(workers=os.cpu_count() or 1))[0]
 
 
 def gather(case: Case, folder: Path, threads: str) -> Epoch:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from framework.data.ingest import Recipe, ingest
 from framework.data.loader import ShardLoader
 from framework.data.manifest import MANIFEST, Field, Manifest
+from framework.data.pools import DistributedPool, LocalPool
 from framework.data.sources import Synthetic
 from framework.data.store import ShardReader
 from framework.data.transforms import Standardise
@@ -247,6 +249,25 @@ def dead_worker(_: int, work: Path, good: Path) -> str:
     return "a clear end; started again it goes on to the same version"
 
 
+def dead_distributed_worker(_: int, work: Path, good: Path) -> str:
+    """Kill a worker of a `distributed` cluster in the middle of an ingest."""
+    from distributed import Client, LocalCluster
+
+    root = work / "distributed"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        made = pool.submit(ingest, recipe(), root, DistributedPool(client))
+        while not list(root.rglob("rows.json")):
+            time.sleep(0.01)
+        os.kill(int(next(iter(client.run(os.getpid).values()))), 9)
+        folder, _made = made.result()
+    assert checksums(folder) == checksums(good)
+    return "its work is done by others; the version is the same"
+
+
 FAULTS: dict[str, Callable[[int, Path, Path], str]] = {
     "kill -9 during ingest": kills,
     "flipped bits": flips,
@@ -256,7 +277,8 @@ FAULTS: dict[str, Callable[[int, Path, Path], str]] = {
     "torn manifest": torn_manifest,
     "removed while it is read": removed_while_read,
     "three ingests at once": two_at_once,
-    "dead Dask worker": dead_worker,
+    "dead worker of Dask's processes": dead_worker,
+    "dead worker of a cluster": dead_distributed_worker,
 }
 
 
@@ -269,7 +291,7 @@ def main() -> int:
     parser.add_argument("--ingest", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ingest:
-        ingest(recipe(), Path(arguments.ingest[0]), arguments.ingest[1] if arguments.ingest[1:] else "threads")
+        ingest(recipe(), Path(arguments.ingest[0]), LocalPool(*arguments.ingest[1:]))
         return 0
     counts = {"kill -9 during ingest": arguments.kills, "flipped bits": arguments.flips}
     failed = 0

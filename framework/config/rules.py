@@ -63,6 +63,19 @@ def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
         )
 
 
+def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
+    """What leaves the machine is encrypted: a cluster elsewhere is reached by TLS."""
+    dask, loopback = cfg.data.dask, ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
+    if dask.address is None:
+        return
+    if dask.scheduler.value != "distributed":
+        yield "data.dask.address", "has no effect without data.dask.scheduler=distributed"
+    if not dask.address.startswith(("tls://", *loopback)):
+        yield "data.dask.address", f"`{dask.address}` is not encrypted; give a tls:// address, and data.dask.tls"
+    elif dask.address.startswith("tls://") and not {"ca_file", "client_cert", "client_key"} <= set(dask.tls):
+        yield "data.dask.tls", "a tls:// address needs ca_file, client_cert and client_key"
+
+
 def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:
     """Plain words that the framework reads are words it knows."""
     if cfg.check.lower() not in CHECK_MODES:
@@ -78,5 +91,6 @@ RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
     runs_exist,
     fractions_make_a_whole,
     batches_divide,
+    clusters_are_encrypted,
     modes_are_known,
 )

@@ -55,6 +55,7 @@ class DaskScheduler(Enum):
     threads = "threads"
     processes = "processes"
     synchronous = "synchronous"
+    distributed = "distributed"
 
 
 class Mode(Enum):
@@ -108,10 +109,16 @@ class LoaderConfig:
 
 @dataclass
 class DaskConfig:
-    """Where ingest runs."""
+    """Where ingest runs. `distributed` starts workers here, or uses the cluster at `address`.
+
+    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address.
+    """
 
     scheduler: DaskScheduler = DaskScheduler.threads
     workers: int = "${cpus:}"  # type: ignore[assignment]
+    memory_limit: str = "2GB"
+    address: str | None = None
+    tls: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,8 +11,9 @@ from framework.errors import DataError
 from framework.record.console import bytes_text, say
 from framework.record.experiment import Experiment
 
-from .ingest import Recipe, ingest
+from .ingest import Recipe, ingest, version_of
 from .manifest import MANIFEST, Field, Manifest
+from .pools import open_pool
 
 
 def recipe_from(data: DictConfig) -> Recipe:
@@ -59,8 +60,12 @@ def prepare_dataset(data: DictConfig) -> tuple[Path, bool]:
     """
     if data.version is not None and (Path(data.store.root) / data.name / data.version / MANIFEST).exists():
         return find_dataset(data), False
-    scheduler, workers = data.dask.scheduler.value, data.dask.workers
-    folder, made = ingest(recipe_from(data), Path(data.store.root), scheduler, workers)
+    recipe, root = recipe_from(data), Path(data.store.root)
+    folder = root / recipe.name / version_of(recipe.identity())
+    made = not (folder / MANIFEST).exists()
+    if made:
+        with open_pool(data.dask) as pool:
+            folder, made = ingest(recipe, root, pool)
     if data.version is not None and folder.name != data.version:
         raise DataError(
             f"data.version: {data.name}/{data.version} is wanted, and the source now gives {folder.name}; "

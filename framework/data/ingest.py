@@ -17,7 +17,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.errors import DataError
-from framework.record.console import progress
 from framework.record.files import folder_aside, write_atomic, write_json
 
 from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split
-from .rows import Rows, count, mix64, take
+from .pools import LocalPool, Pool
+from .rows import Rows, count, mix64, permuted, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
 from .transforms import ROW_ID, Fitted, Transform
@@ -86,14 +86,13 @@ def version_of(identity: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int = 2) -> tuple[Path, bool]:
+def ingest(recipe: Recipe, root: Path, pool: Pool | None = None) -> tuple[Path, bool]:
     """Publish the dataset version that a recipe describes, unless it is there.
 
     Args:
         recipe: what to make.
         root: the data root; the version goes to `<root>/<name>/<version>`.
-        scheduler: Dask's scheduler (`threads`, `processes`, `synchronous`).
-        workers: how many partitions or shards are worked on at once.
+        pool: where partitions and shards are worked on; by default two threads.
 
     Returns:
         the version's folder, and whether work was done.
@@ -101,6 +100,7 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
     Raises:
         DataError: when the source is empty or malformed, or its fields are not those described.
     """
+    pool = pool or LocalPool()
     identity = recipe.identity()
     version = version_of(identity)
     final = root / recipe.name / version
@@ -112,9 +112,9 @@ def ingest(recipe: Recipe, root: Path, scheduler: str = "threads", workers: int 
         if (final / MANIFEST).exists():
             return final, False
         _open_staging(staging)
-        recipe = _fit_transforms(recipe, staging, scheduler, workers)
-        pieces = _make_pieces(recipe, staging, scheduler, workers)
-        splits = _make_shards(recipe, staging, pieces, scheduler, workers)
+        recipe = _fit_transforms(recipe, staging, pool)
+        pieces = _make_pieces(recipe, staging, pool)
+        splits = _make_shards(recipe, staging, pieces, pool)
         provenance = {"identity": identity, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, provenance)
         shutil.rmtree(staging / "pieces")
@@ -154,44 +154,21 @@ def _publish(staging: Path, final: Path) -> None:
     staging.replace(final)
 
 
-def _run(tasks: Sequence[Any], what: str, unit: str, scheduler: str, workers: int) -> list[Any]:
-    """Run Dask's delayed tasks with a progress bar and return their results, in order."""
-    import dask
-    from dask.callbacks import Callback
-
-    with progress(what, len(tasks), unit) as advance:
-        names = {task.key for task in tasks}
-
-        def finished(key: Any, *_: Any) -> None:
-            if key in names:
-                advance()
-
-        options: dict[str, Any] = {"scheduler": scheduler}
-        if scheduler != "synchronous":
-            options["num_workers"] = workers
-        with Callback(posttask=finished):
-            return list(dask.compute(*tasks, optimize_graph=False, **options))
-
-
 # -- transforms that learn ----------------------------------------------------------------------------------------
 
 
-def _fit_transforms(recipe: Recipe, staging: Path, scheduler: str, workers: int) -> Recipe:
+def _fit_transforms(recipe: Recipe, staging: Path, pool: Pool) -> Recipe:
     """Return the recipe with every transform that learns from the data replaced by what it learned."""
-    from dask import delayed
-
     transforms: list[Transform | Fitted] = list(recipe.transforms)
     for i, transform in enumerate(transforms):
         if not isinstance(transform, Fitted):
             continue
         done = staging / "fitted" / f"{i}.pickle"
         if not done.exists():
-            measure = delayed(_measure, pure=False)
-            partial = replace(recipe, transforms=transforms[:i])
-            partitions = list(recipe.source.partitions())
-            tasks = [measure(partial, transform, partition, n) for n, partition in enumerate(partitions)]
-            name = type(transform).__name__
-            measures = _run(tasks, f"measuring {recipe.name} for {name}", "partitions", scheduler, workers)
+            before = replace(recipe, transforms=transforms[:i])
+            calls = [(before, transform, partition, n) for n, partition in enumerate(recipe.source.partitions())]
+            what = f"measuring {recipe.name} for {type(transform).__name__}"
+            measures = pool.run(_measure, calls, what, "partitions")
             write_atomic(done, pickle.dumps(transform.fit([m for part in measures for m in part])))
         transforms[i] = pickle.loads(done.read_bytes())
     return replace(recipe, transforms=transforms)
@@ -211,16 +188,13 @@ def _measure(recipe: Recipe, fitted: Fitted, partition: Any, index: int) -> list
 # -- pieces -----------------------------------------------------------------------------------------------------
 
 
-def _make_pieces(recipe: Recipe, staging: Path, scheduler: str, workers: int) -> list[dict[str, int]]:
+def _make_pieces(recipe: Recipe, staging: Path, pool: Pool) -> list[dict[str, int]]:
     """Read, split and transform every partition; return the rows of each piece by split."""
-    from dask import delayed
-
     partitions = list(recipe.source.partitions())
     if not partitions:
         raise DataError(f"the source of `{recipe.name}` is empty: it has no partitions")
-    make = delayed(_make_piece, pure=False)
-    tasks = [make(recipe, partition, i, staging / "pieces" / f"{i:06d}") for i, partition in enumerate(partitions)]
-    pieces = _run(tasks, f"reading {recipe.name}", "partitions", scheduler, workers)
+    calls = [(recipe, partition, i, staging / "pieces" / f"{i:06d}") for i, partition in enumerate(partitions)]
+    pieces = pool.run(_make_piece, calls, f"reading {recipe.name}", "partitions")
     for split in recipe.fractions:
         if not sum(p.get(split, 0) for p in pieces):
             total = sum(sum(p.values()) for p in pieces)
@@ -308,27 +282,22 @@ def _write_npy(path: Path, array: npt.NDArray) -> None:
 # -- shards -----------------------------------------------------------------------------------------------------
 
 
-def _make_shards(
-    recipe: Recipe, staging: Path, pieces: Sequence[Mapping[str, int]], scheduler: str, workers: int
-) -> dict[str, Split]:
+def _make_shards(recipe: Recipe, staging: Path, pieces: Sequence[Mapping[str, int]], pool: Pool) -> dict[str, Split]:
     """Write every shard of every split; return the splits as the manifest lists them."""
-    from dask import delayed
-
     row_bytes = sum(f.row_bytes for f in recipe.fields.values())
     splits: dict[str, Split] = {}
-    tasks = []
-    make: Callable[..., Any] = delayed(_make_shard, pure=False)
+    calls: list[tuple[Any, ...]] = []
     for split in recipe.fractions:
         sizes = np.array([p.get(split, 0) for p in pieces], dtype=np.int64)
         plan = layout(int(sizes.sum()), row_bytes, recipe.chunk_bytes, recipe.shard_bytes)
         splits[split] = plan
         create_arrays(staging / split, dict(recipe.fields), plan, recipe.codec, recipe.level)
-        tasks += [
-            make(recipe, staging, split, plan, sizes, name, i)
+        calls += [
+            (recipe, staging, split, plan, sizes, name, i)
             for i in range(-(-plan.rows // plan.shard_rows))
             for name in recipe.fields
         ]
-    written: list[tuple[str, Shard]] = _run(tasks, f"writing {recipe.name}", "shards", scheduler, workers)
+    written: list[tuple[str, Shard]] = pool.run(_make_shard, calls, f"writing {recipe.name}", "shards")
     return {
         name: replace(plan, shards=tuple(shard for split, shard in written if split == name))
         for name, plan in splits.items()
@@ -351,7 +320,7 @@ def _make_shard(
     last = min(first + plan.shard_rows, plan.rows)
     wanted = np.arange(first, last)
     if recipe.shuffle:
-        wanted = np.random.default_rng([recipe.seed, plan.rows]).permutation(plan.rows)[first:last]
+        wanted = permuted(wanted, plan.rows, recipe.seed)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     piece_of = np.searchsorted(starts, wanted, side="right") - 1
     spec = recipe.fields[name]

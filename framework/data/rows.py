@@ -8,6 +8,7 @@ import numpy.typing as npt
 from framework.errors import DataError
 
 Rows = dict[str, npt.NDArray]
+_FEISTEL_ROUNDS = 6
 
 
 def count(rows: Rows) -> int:
@@ -41,3 +42,23 @@ def row_keys(seed: int, epoch: int, first: int, count: int) -> npt.NDArray[np.ui
     base = mix64(np.array([seed, epoch], dtype=np.uint64))
     places = np.arange(first, first + count, dtype=np.uint64)
     return mix64(places ^ mix64(base[:1] ^ mix64(base[1:])))
+
+
+def permuted(places: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return what a random permutation of 0..count-1 has at some places, without making the rest of it.
+
+    A Feistel network on the least even number of bits that holds `count`; values beyond it walk on along their cycle
+    until they fall below (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+    """
+    half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = mix64(np.arange(_FEISTEL_ROUNDS, dtype=np.uint64) ^ mix64(np.array([seed], dtype=np.uint64)))
+    out = places.astype(np.uint64)
+    walking = np.arange(len(out))
+    while len(walking):
+        left, right = out[walking] >> half, out[walking] & mask
+        for key in keys:
+            left, right = right, left ^ (mix64(right ^ key) & mask)
+        out[walking] = (left << half) | right
+        walking = walking[out[walking] >= count]
+    return out.astype(np.int64)

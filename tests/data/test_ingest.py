@@ -10,6 +10,7 @@ import zarr
 
 from framework.data.ingest import Recipe, ingest
 from framework.data.manifest import Codec, Field, Manifest, Split
+from framework.data.pools import LocalPool
 from framework.data.rows import Rows
 from framework.data.store import ShardReader, create_arrays, write_shard
 from framework.errors import DataError
@@ -81,7 +82,7 @@ def test_an_ingest_that_failed_goes_on_and_ends_with_the_same_bytes(tmp_path: Pa
     undisturbed, _ = ingest(RECIPE, tmp_path / "a")
     broken = replace(RECIPE, source=Numbers(fail_at=2))
     with pytest.raises(DataError, match="malformed"):
-        ingest(broken, tmp_path / "b", scheduler="synchronous")
+        ingest(broken, tmp_path / "b", LocalPool("synchronous"))
     assert not list((tmp_path / "b").rglob("manifest.json"))
     resumed, _ = ingest(RECIPE, tmp_path / "b")
     shards = [[s.sha256 for s in Manifest.read(f).split("train").shards] for f in (undisturbed, resumed)]
@@ -92,7 +93,7 @@ def test_an_ingest_that_failed_goes_on_and_ends_with_the_same_bytes(tmp_path: Pa
 def test_what_was_staged_before_a_restart_of_the_machine_is_not_trusted(tmp_path: Path) -> None:
     broken = replace(RECIPE, source=Numbers(fail_at=2))
     with pytest.raises(DataError, match="malformed"):
-        ingest(broken, tmp_path, scheduler="synchronous")
+        ingest(broken, tmp_path, LocalPool("synchronous"))
     (mark,) = tmp_path.glob("numbers/.*.staging/boot")
     for piece in mark.parent.glob("pieces/*/*/x.npy"):
         piece.write_bytes(b"torn")

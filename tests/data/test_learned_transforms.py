@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from framework.config.schema import DaskConfig
 from framework.data.ingest import Recipe, ingest
 from framework.data.manifest import Field, Manifest
-from framework.data.rows import Rows
+from framework.data.pools import LocalPool, open_pool
+from framework.data.rows import Rows, permuted
 from framework.data.store import ShardReader
 from framework.data.text_transforms import BytePairs, Windows
 from framework.data.transforms import Deduplicate, Drop, Filter, Resize, Standardise
@@ -100,10 +103,10 @@ def test_byte_pairs_are_learned_and_give_the_text_back(tmp_path: Path) -> None:
 def test_an_ingest_killed_after_learning_does_not_learn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, transforms=[Standardise("x")], fields={"x": Field("int64", ())})
     with pytest.raises(DataError, match="float32"):
-        ingest(recipe, tmp_path, scheduler="synchronous")
+        ingest(recipe, tmp_path, LocalPool("synchronous"))
     monkeypatch.setattr(Standardise, "measure", lambda self, rows: pytest.fail("measured again"))
     with pytest.raises(DataError, match="float32"):
-        ingest(recipe, tmp_path, scheduler="synchronous")
+        ingest(recipe, tmp_path, LocalPool("synchronous"))
 
 
 def test_images_of_any_size_become_one_size() -> None:
@@ -119,6 +122,31 @@ def test_processes_give_the_same_version_as_threads(tmp_path: Path) -> None:
     recipe = replace(RECIPE, source=Numbers((30, 50, 20)))
     shards = []
     for scheduler in ("threads", "processes"):
-        folder, _ = ingest(recipe, tmp_path / scheduler, scheduler)
+        folder, _ = ingest(recipe, tmp_path / scheduler, LocalPool(scheduler))
         shards.append([s.sha256 for s in Manifest.read(folder).split("train").shards])
     assert shards[0] == shards[1]
+
+
+@pytest.mark.integration
+def test_a_cluster_gives_the_same_version_and_its_dashboard_is_on_loopback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"scheduler": "distributed", "workers": 2, "memory_limit": "1GB"}
+    config = OmegaConf.merge(OmegaConf.structured(DaskConfig), settings)
+    caplog.set_level("INFO")
+    with open_pool(config) as pool:
+        folder, _ = ingest(RECIPE, tmp_path / "cluster", pool)
+    assert "dashboard http://127.0.0.1:" in caplog.text
+    here, _ = ingest(RECIPE, tmp_path / "here")
+    shards = [[s.sha256 for s in Manifest.read(f).split("train").shards] for f in (folder, here)]
+    assert shards[0] == shards[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 4097])
+def test_the_order_at_ingest_is_a_permutation_known_piece_by_piece(count: int) -> None:
+    whole = permuted(np.arange(count), count, seed=3)
+    assert sorted(whole) == list(range(count))
+    np.testing.assert_array_equal(permuted(np.arange(count // 2, count), count, seed=3), whole[count // 2 :])
+    if count >= 1000:
+        assert abs(np.corrcoef(whole, np.arange(count))[0, 1]) < 0.1
+        assert (whole != permuted(np.arange(count), count, seed=4)).mean() > 0.9

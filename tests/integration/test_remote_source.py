@@ -62,7 +62,7 @@ def test_every_kind_of_file_is_read_from_s3_and_ingested(bucket: str, tmp_path: 
     ]
     for i, source in enumerate(sources):
         recipe = replace(RECIPE, source=source, fields={"x": Field("int64", ())})
-        folder, made = ingest(recipe, tmp_path / str(i), "threads")
+        folder, made = ingest(recipe, tmp_path / str(i))
         assert made
         assert sum(s.rows for s in Manifest.read(folder).splits.values()) == 400
         assert ingest(recipe, tmp_path / str(i)) == (folder, False)
