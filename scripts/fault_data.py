@@ -66,7 +66,8 @@ def checksums(folder: Path) -> list[str]:
 
 def start_ingest(root: Path, *more: str) -> subprocess.Popen:
     """Start the ingest in a process of its own."""
-    return subprocess.Popen([sys.executable, __file__, "--ingest", str(root), *more], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--ingest", str(root), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def kills(count: int, work: Path, good: Path) -> str:
@@ -76,7 +77,9 @@ def kills(count: int, work: Path, good: Path) -> str:
     root = work / "killed"
     while done < count:
         process = start_ingest(root)
-        time.sleep(rng.uniform(0.3, 2.0))
+        assert process.stdout is not None
+        process.stdout.readline()  # it has begun
+        time.sleep(rng.uniform(0, 0.6))
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()
             finished += 1
@@ -291,6 +294,7 @@ def main() -> int:
     parser.add_argument("--ingest", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ingest:
+        print("begun", flush=True)
         ingest(recipe(), Path(arguments.ingest[0]), LocalPool(*arguments.ingest[1:]))
         return 0
     counts = {"kill -9 during ingest": arguments.kills, "flipped bits": arguments.flips}

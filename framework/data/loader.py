@@ -52,6 +52,8 @@ class ShardLoader:
         threads: that read and decode; by default one for each core, at most 8.
         transforms: applied to each batch, in order.
         pin_memory: give batches in page-locked memory, for faster copies to a GPU.
+        keep_last: end an epoch with the short batch of rows that do not fill one, shared among the ranks as far as
+            it goes; otherwise they are left out.
 
     Raises:
         DataError: when the split has fewer rows than one global batch, or a shard is not as it was written.
@@ -72,6 +74,7 @@ class ShardLoader:
         threads: int | None = None,
         transforms: Sequence[BatchTransform | RandomTransform] = (),
         pin_memory: bool = False,
+        keep_last: bool = False,
     ) -> None:
         self.reader = ShardReader(Path(folder), split)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
@@ -93,7 +96,9 @@ class ShardLoader:
             raise DataError(f"{self.local_batch} rows a rank do not divide into micro-batches of {self.micro_batch}")
         self.epoch = 0
         self._micro_steps = 0  # micro-batches given in this epoch
-        self._buffers: list[Rows] = []
+        self._free_buffers: list[tuple[Rows, Rows]] = []
+        bounds = np.linspace(0, self.reader.rows % batch_size if keep_last else 0, world_size + 1).astype(int)
+        self._tail = range(bounds[rank], bounds[rank + 1])  # this rank's rows of the last, short batch
         limit = window_bytes // RESIDENT_SHARE
         small = [n for n, f in self.reader.manifest.fields.items() if f.row_bytes * self.reader.rows <= limit]
         self._resident = {n: self.reader.read(n, 0, self.reader.rows) for n in small}
@@ -107,8 +112,9 @@ class ShardLoader:
         return Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, window, self.seed, epoch)
 
     def __len__(self) -> int:
-        """The number of batches in an epoch (the last short global batch is left out)."""
-        return self.reader.rows // self.batch_size * (self.local_batch // self.micro_batch)
+        """The number of batches in an epoch."""
+        full = self.reader.rows // self.batch_size * (self.local_batch // self.micro_batch)
+        return full + -(-len(self._tail) // self.micro_batch)
 
     @property
     def position(self) -> int:
@@ -135,26 +141,44 @@ class ShardLoader:
             for first, rows, taken in self._windows(readers, order, step // order.window_batches):
                 for i in range(step - first, len(taken)):
                     for part in range(skip, per_batch):
-                        batch = self._make_batch(order, rows, taken[i], first + i, part)
-                        self._micro_steps += 1
-                        if self._micro_steps == len(self):
-                            self.epoch, self._micro_steps = self.epoch + 1, 0
+                        here = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+                        place = (first + i) * self.batch_size + self.rank * self.local_batch + here.start
+                        batch = self._make_batch(order, rows, taken[i][here], place)
+                        self._step()
                         yield batch
                     skip = 0
                 step = first + len(taken)
+        if self._tail and self.epoch == order.epoch:
+            yield from self._short_batches(order, self._micro_steps - order.full_batches * per_batch)
 
-    def _make_batch(self, order: Order, rows: Rows, taken: npt.NDArray[np.int64], step: int, part: int) -> Batch:
-        """Copy the rows of one micro-batch, and transform them."""
-        here = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+    def _short_batches(self, order: Order, given: int) -> Iterator[Batch]:
+        """Yield what this rank has of the rows that do not fill a global batch, after `given` batches of them."""
+        runs, permutation = order.tail()
+        rows = _empty_rows(self.reader, len(permutation))
+        at = 0
+        for first, last in runs:
+            for name, buffer in rows.items():
+                self.reader.read_into(name, first, last, buffer[at : at + last - first])
+            at += last - first
+        for start in self._tail[given * self.micro_batch :: self.micro_batch]:
+            taken = permutation[start : min(start + self.micro_batch, self._tail.stop)]
+            batch = self._make_batch(order, rows, taken, order.full_batches * self.batch_size + start)
+            self._step()
+            yield batch
+
+    def _step(self) -> None:
+        self._micro_steps += 1
+        if self._micro_steps == len(self):
+            self.epoch, self._micro_steps = self.epoch + 1, 0
+
+    def _make_batch(self, order: Order, rows: Rows, taken: npt.NDArray[np.int64], place: int) -> Batch:
+        """Copy rows by index, and transform them; `place` is the first one's in the epoch."""
         batch = {}
         for name, array in rows.items():
-            out = torch.empty(
-                (self.micro_batch, *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory
-            )
-            np.take(array, taken[here], axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
+            out = torch.empty((len(taken), *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory)
+            np.take(array, taken, axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
             batch[name] = out
-        position = step * self.batch_size + self.rank * self.local_batch + here.start
-        return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, position, self.micro_batch))
+        return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, place, len(taken)))
 
     def _windows(
         self, readers: ThreadPoolExecutor, order: Order, first: int
@@ -165,9 +189,12 @@ class ShardLoader:
             the window's first step, its rows, and the rows that each step takes, [steps, rows of a step].
         """
         own = order.lane_count // self.world_size
-        if not self._buffers:
-            rows = order.window_batches * order.lane_batch * own
-            self._buffers = [_empty_rows(self.reader, rows) for _ in range(2)]
+        rows = order.window_batches * order.lane_batch * own
+        buffers = (
+            self._free_buffers.pop()
+            if self._free_buffers
+            else (_empty_rows(self.reader, rows), _empty_rows(self.reader, rows))
+        )
         lanes = [_Lane(self.reader, lane, self._resident) for lane in range(self.rank * own, (self.rank + 1) * own)]
         count = -(-order.full_batches // order.window_batches)
 
@@ -175,19 +202,22 @@ class ShardLoader:
             tasks, taken, offset = [], [], 0
             for lane in lanes:
                 runs, permutation = order.window_of(window, lane.number)
-                tasks.append(readers.submit(lane.read, runs, self._buffers[window % 2], offset))
+                tasks.append(readers.submit(lane.read, runs, buffers[window % 2], offset))
                 taken.append(offset + permutation.reshape(-1, order.lane_batch))
                 offset += len(permutation)
             return tasks, np.concatenate(taken, axis=1)
 
-        ahead = start(first)
-        for window in range(first, count):
-            tasks, taken = ahead
-            for task in tasks:
-                task.result()
-            if window + 1 < count:
-                ahead = start(window + 1)
-            yield window * order.window_batches, self._buffers[window % 2], taken
+        try:
+            ahead = start(first) if first < count else None
+            for window in range(first, count):
+                assert ahead is not None
+                tasks, taken = ahead
+                for task in tasks:
+                    task.result()
+                ahead = start(window + 1) if window + 1 < count else None
+                yield window * order.window_batches, buffers[window % 2], taken
+        finally:  # the readers have ended: nobody writes there any more
+            self._free_buffers.append(buffers)
 
 
 def _torch_dtype(array: npt.NDArray) -> torch.dtype:

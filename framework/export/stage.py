@@ -33,9 +33,10 @@ def run(experiment: Experiment) -> None:
     nodes = as_plain(experiment.config.export)
     bench = Workbench(experiment, dataset_of(experiment))
     bench.seed()
-    source = "model/compressed" if experiment.find_artifact("model/compressed") else "model/trained"
-    folder = experiment.require_artifact(source, made_by="train")
     trained = experiment.require_artifact("model/trained", made_by="train")
+    folder = trained
+    if experiment.config.compress:
+        folder = experiment.require_artifact("model/compressed", made_by="compress")
     saved = load_model(folder)
     for name, target in targets.items():
         final = experiment.folder / "export" / name

@@ -98,3 +98,30 @@ def test_class_counts_of_batches_are_those_of_uniform_sampling(tmp_path: Path) -
             counts = np.bincount(batch["x"].numpy() // 1000, minlength=8)
             statistic += ((counts - 8) ** 2 / 8).sum()
         assert chi2.sf(statistic, df=7 * len(loader)) > 0.01
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_with_its_short_last_batch_gives_every_row_once(folder: Path, world_size: int) -> None:
+    ranks = [load(folder, rank=r, world_size=world_size, keep_last=True, micro_batch=8) for r in range(world_size)]
+    seen = [[b["x"].tolist() for b in loader] for loader in ranks]
+    assert [len(batches) for batches in seen] == [len(loader) for loader in ranks]
+    rows = sorted(x for batches in seen for batch in batches for x in batch)
+    stored = ShardReader(folder, "train")
+    assert rows == sorted(stored.read("x", 0, stored.rows))
+    resumed = load(folder, keep_last=True, micro_batch=8)
+    resumed.load_state_dict({"epoch": 0, "consumed": (len(resumed) - 1) * 8})
+    if world_size == 1:
+        assert [b["x"].tolist() for b in resumed] == seen[0][-1:]
+    assert all(loader.epoch == 1 for loader in ranks)
+
+
+def test_two_iterations_of_one_loader_at_once_do_not_mix(folder: Path) -> None:
+    whole = [b["x"].tolist() for b in load(folder)]
+    loader = load(folder)
+    first = iter(loader)
+    begun = [next(first)["x"].tolist() for _ in range(3)]
+    loader.load_state_dict({"epoch": 0, "consumed": 0})
+    second = [b["x"].tolist() for b in loader]
+    loader.load_state_dict({"epoch": 0, "consumed": 96})
+    assert begun + [b["x"].tolist() for b in first] == whole
+    assert second == whole
