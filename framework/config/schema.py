@@ -99,11 +99,14 @@ class StoreConfig:
 
 @dataclass
 class LoaderConfig:
-    """How batches are read. Two shuffle windows are held at a time; `window_bytes` is one, of all ranks together."""
+    """How batches are read. Half of its memory, of all ranks together, is `window_bytes`; shards behind a URL
+    are kept in `cache`, at most `cache_bytes` of them."""
 
     window_bytes: int = 32 * 1024 * 1024
     lanes: int = 8
     threads: int | None = None
+    cache: str = "~/.cache/declarative-experiments/shards"
+    cache_bytes: int = 20_000_000_000
     eval_batch_size: int = 256
 
 

@@ -1,4 +1,4 @@
-"""`python -m framework data ...`: listing, showing, verifying, comparing and removing dataset versions."""
+"""`python -m framework data ...`: listing, showing, verifying, comparing, publishing, removing dataset versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .manifest import Manifest
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `data`."""
-    data = commands.add_parser("data", help="list dataset versions; or show, verify, diff or rm some")
+    data = commands.add_parser("data", help="list dataset versions; or show, verify, diff, push or rm some")
     data.add_argument("--root", type=Path, default=Path("outputs/datasets"), help="default: outputs/datasets")
     data.set_defaults(command=list_versions)
     actions = data.add_subparsers(metavar="ACTION")
@@ -24,12 +24,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "show": (show_version, "fields, splits, where it came from", ("version",)),
         "verify": (verify_version, "read every byte and name what is damaged", ("version",)),
         "diff": (diff_versions, "what changed between two versions", ("a", "b")),
+        "push": (push_version, "copy a version behind a URL, such as s3://bucket/datasets", ("version", "url")),
         "rm": (remove_version, "remove a version", ("version",)),
     }
     for name, (command, purpose, arguments) in named.items():
         action = actions.add_parser(name, help=purpose)
         for argument in arguments:
-            action.add_argument(argument, help="name/version, a version, a name (its newest), or a folder")
+            what = "a data root" if argument == "url" else "name/version, a version, a name (its newest), or a folder"
+            action.add_argument(argument, help=what)
         action.set_defaults(command=command)
 
 
@@ -99,6 +101,15 @@ def diff_versions(arguments: argparse.Namespace) -> None:
         return
     heading = ["", *(f"{f.parent.name}/{f.name}" for f in (a, b))]
     print(aligned([heading, *([k, str(x), str(y)] for k, (x, y) in found.items())]))
+
+
+def push_version(arguments: argparse.Namespace) -> None:
+    """`data push`: copy it to an object store."""
+    from .remote import publish
+    from .versions import open_version
+
+    start_logging(None)
+    print(publish(open_version(arguments.version, arguments.root), arguments.url))
 
 
 def remove_version(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,11 @@ from framework.errors import DataError
 from framework.record.console import bytes_text, say
 from framework.record.experiment import Experiment
 
+from .files import file_system
 from .ingest import Recipe, ingest, version_of
 from .manifest import MANIFEST, Field, Manifest
 from .pools import open_pool
+from .remote import RemoteVersion, ShardCache, is_url, publish
 
 
 def recipe_from(data: DictConfig) -> Recipe:
@@ -37,67 +39,81 @@ def recipe_from(data: DictConfig) -> Recipe:
     )
 
 
-def find_dataset(data: DictConfig) -> Path:
-    """Return the folder of the dataset version that a `data` node names by `data.version`.
-
-    Raises:
-        DataError: when it is not there.
-    """
-    folder = Path(data.store.root) / data.name / data.version
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"dataset {data.name}/{data.version} is not below `{data.store.root}`; run the stage `prepare`")
-    return folder
+def location_of(data: DictConfig, version: str) -> Path | str:
+    """Return where a version of the dataset lies, or would lie: a folder, or a URL."""
+    root = str(data.store.root)
+    return f"{root.rstrip('/')}/{data.name}/{version}" if is_url(root) else Path(root) / data.name / version
 
 
-def prepare_dataset(data: DictConfig) -> tuple[Path, bool]:
-    """Return the folder of the dataset version, making it first where it is missing.
+def is_published(location: Path | str) -> bool:
+    """Return whether there is a version at a location."""
+    if not is_url(location):
+        return (Path(location) / MANIFEST).exists()
+    system, base = file_system(str(location))
+    return bool(system.exists(f"{base}/{MANIFEST}"))
 
-    A version given in the config is what must come out: when it is not on disk, it is made again from the source,
-    and a source that has changed since is an error.
+
+def prepare_dataset(data: DictConfig, work: Path = Path("outputs/datasets")) -> tuple[Path | str, bool]:
+    """Return where the dataset version lies, making it first where it is missing.
+
+    A version given in the config is what must come out: when it is not there, it is made again from the source, and
+    a source that has changed since is an error.
+
+    Args:
+        data: the config's `data` node.
+        work: the data root here in which a version for a root behind a URL is made, before it is published there.
 
     Returns:
-        the folder, and whether work was done.
+        the folder or URL, and whether work was done.
     """
-    if data.version is not None and (Path(data.store.root) / data.name / data.version / MANIFEST).exists():
-        return find_dataset(data), False
-    recipe, root = recipe_from(data), Path(data.store.root)
-    folder = root / recipe.name / version_of(recipe.identity())
-    made = not (folder / MANIFEST).exists()
-    if made:
-        with open_pool(data.dask) as pool:
-            folder, made = ingest(recipe, root, pool)
-    if data.version is not None and folder.name != data.version:
+    if data.version is not None and is_published(location_of(data, data.version)):
+        return location_of(data, data.version), False
+    recipe = recipe_from(data)
+    version = version_of(recipe.identity())
+    if data.version is not None and version != data.version:
         raise DataError(
-            f"data.version: {data.name}/{data.version} is wanted, and the source now gives {folder.name}; "
+            f"data.version: {data.name}/{data.version} is wanted, and the source now gives {version}; "
             "bring the old version back, or set data.version=null to take the new one"
         )
-    return folder, made
+    location = location_of(data, version)
+    if is_published(location):
+        return location, False
+    with open_pool(data.dask) as pool:
+        folder, _ = ingest(recipe, work if is_url(location) else Path(data.store.root), pool)
+    if is_url(location):
+        publish(folder, str(data.store.root))
+    return location, True
 
 
-def dataset_of(experiment: Experiment) -> Path:
+def dataset_of(experiment: Experiment) -> Path | str:
     """Return the dataset version that an experiment works on, preparing it if no stage has done so."""
     known = experiment.record.get("data") or (experiment.earlier and experiment.earlier.get("data"))
-    if known and known["name"] == experiment.config.data.name and Path(known["path"], MANIFEST).exists():
+    if known and known["name"] == experiment.config.data.name and is_published(known["path"]):
         if not experiment.record.get("data"):
             experiment.record.update(data=known)
-        return Path(known["path"])
+        return known["path"]
     run(experiment)
-    return Path(experiment.record["data"]["path"])
+    return experiment.record["data"]["path"]
+
+
+def cache_of(data: DictConfig) -> ShardCache:
+    """Return the cache of shards that a `data` node describes."""
+    return ShardCache(Path(data.loader.cache), data.loader.cache_bytes)
+
+
+def manifest_of(location: Path | str, cache: ShardCache) -> Manifest:
+    """Return the manifest of a version, wherever it lies."""
+    return Manifest.read(RemoteVersion(str(location), cache).folder if is_url(location) else Path(location))
 
 
 def run(experiment: Experiment) -> None:
-    """The stage `prepare`: the dataset version is on disk, and the record names it."""
-    folder, made = prepare_dataset(experiment.config.data)
-    manifest = Manifest.read(folder)
+    """The stage `prepare`: the dataset version is there, and the record names it."""
+    data = experiment.config.data
+    location, made = prepare_dataset(data, Path(experiment.config.outputs) / "datasets")
+    manifest = manifest_of(location, cache_of(data))
     splits = {name: split.rows for name, split in manifest.splits.items()}
-    experiment.record.update(
-        data={
-            "name": manifest.name,
-            "version": manifest.version,
-            "path": str(folder.resolve()),
-            "rows": splits,
-        }
-    )
+    path = str(location) if is_url(location) else str(Path(location).resolve())
+    experiment.record.update(data={"name": manifest.name, "version": manifest.version, "path": path, "rows": splits})
     rows = ", ".join(f"{name} {count:,}" for name, count in splits.items())
     state = "made" if made else "found"
     say(f"  dataset {manifest.name}/{manifest.version} {state}: {rows} rows, {bytes_text(manifest.bytes)}")

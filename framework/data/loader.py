@@ -30,6 +30,7 @@ from framework.errors import DataError
 
 from .batch_transforms import Batch, BatchTransform, RandomTransform, apply
 from .order import Order
+from .remote import ShardCache
 from .rows import Rows, row_keys
 from .store import ShardReader
 
@@ -40,7 +41,7 @@ class ShardLoader:
     """Iterates over one split, epoch after epoch, in the order of `Order`; its whole state is a position.
 
     Args:
-        folder: the dataset version's folder.
+        location: the dataset version's folder, or its URL.
         split: the split's name.
         batch_size: rows of a global batch, over all ranks.
         rank, world_size: which share of every global batch this loader gives.
@@ -54,6 +55,7 @@ class ShardLoader:
         pin_memory: give batches in page-locked memory, for faster copies to a GPU.
         keep_last: end an epoch with the short batch of rows that do not fill one, shared among the ranks as far as
             it goes; otherwise they are left out.
+        cache: where shards behind a URL are kept.
 
     Raises:
         DataError: when the split has fewer rows than one global batch, or a shard is not as it was written.
@@ -61,7 +63,7 @@ class ShardLoader:
 
     def __init__(
         self,
-        folder: Path | str,
+        location: Path | str,
         split: str,
         batch_size: int,
         *,
@@ -75,8 +77,9 @@ class ShardLoader:
         transforms: Sequence[BatchTransform | RandomTransform] = (),
         pin_memory: bool = False,
         keep_last: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
-        self.reader = ShardReader(Path(folder), split)
+        self.reader = ShardReader(location, split, cache=cache)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.local_batch = batch_size // world_size
         self.micro_batch = micro_batch or self.local_batch
@@ -296,24 +299,26 @@ class EvalLoader:
     """Iterates over a whole split once, in stored order, never shuffled; each rank takes its share of every batch.
 
     Args:
-        folder: the dataset version's folder.
+        location: the dataset version's folder, or its URL.
         split: the split's name.
         batch_size: rows of a batch on one rank.
         rank, world_size: which rows this loader gives.
         transforms: applied to each batch, in order.
+        cache: where shards behind a URL are kept.
     """
 
     def __init__(
         self,
-        folder: Path | str,
+        location: Path | str,
         split: str,
         batch_size: int,
         *,
         rank: int = 0,
         world_size: int = 1,
         transforms: Sequence[BatchTransform | RandomTransform] = (),
+        cache: ShardCache | None = None,
     ) -> None:
-        self.reader = ShardReader(Path(folder), split)
+        self.reader = ShardReader(location, split, cache=cache)
         bounds = np.linspace(0, self.reader.rows, world_size + 1).astype(int)
         self.first, self.last = int(bounds[rank]), int(bounds[rank + 1])
         self.batch_size, self.transforms = batch_size, transforms

@@ -107,6 +107,10 @@ class ShardFile:
     def _file(self) -> int:
         return os.open(self.path, os.O_RDONLY)
 
+    def open(self) -> None:
+        """Open the file now, so that it stays readable whoever removes it."""
+        _ = self._file
+
     @cached_property
     def _index(self) -> list[tuple[int, int]]:
         length = self.chunks * 16

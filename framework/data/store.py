@@ -17,6 +17,7 @@ import numpy.typing as npt
 from framework.errors import DataError
 
 from .manifest import Codec, Field, Manifest, Shard, Split
+from .remote import RemoteVersion, ShardCache, is_url
 from .rows import Rows
 from .shard import ShardFile, encode_shard
 
@@ -104,26 +105,31 @@ class ShardReader:
     """Reads runs of rows of one split. Safe to use from several threads.
 
     Args:
-        folder: the dataset version's folder.
+        location: the dataset version's folder, or its URL.
         split: the split's name.
         only: the one shard that will be read, where others may be damaged.
+        cache: where shards behind a URL are kept.
 
     Raises:
         DataError: when the split does not exist, or a shard is missing or has the wrong size.
     """
 
-    def __init__(self, folder: Path, split: str, only: Shard | None = None) -> None:
-        self.folder, self.name = folder, split
-        self.manifest = Manifest.read(folder)
+    def __init__(
+        self, location: Path | str, split: str, only: Shard | None = None, cache: ShardCache | None = None
+    ) -> None:
+        self._remote = RemoteVersion(str(location), cache or ShardCache()) if is_url(location) else None
+        self.folder = self._remote.folder if self._remote else Path(location)
+        self.manifest = Manifest.read(self.folder)
         self.split = self.manifest.split(split)
         self._shards = {(s.field, s.first_row // self.split.shard_rows): s for s in self.split.shards}
         expected = -(-self.split.rows // self.split.shard_rows) * len(self.manifest.fields)
         if len(self._shards) != expected:
-            raise DataError(f"`{folder}`: split `{split}` lists {len(self._shards)} shards of {expected}")
+            raise DataError(f"`{location}`: split `{split}` lists {len(self._shards)} shards of {expected}")
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], ShardFile] = OrderedDict()
-        for shard in self.split.shards if only is None else [only]:
-            self._require(shard)
+        if self._remote is None:
+            for shard in self.split.shards if only is None else [only]:
+                self._require(shard)
 
     @property
     def rows(self) -> int:
@@ -180,16 +186,20 @@ class ShardReader:
         key = (field, index)
         with self._lock:
             file = self._open.get(key)
-            if file is None:
-                spec = self.manifest.fields[field]
-                shape, dtype = (self.split.chunk_rows, *spec.shape), np.dtype(spec.dtype)
-                file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec, shard.identity)
-                self._open[key] = file
+        if file is None:
+            spec = self.manifest.fields[field]
+            shape, dtype = (self.split.chunk_rows, *spec.shape), np.dtype(spec.dtype)
+            file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec, shard.identity)
+            file.open()
+            with self._lock:
+                file = self._open.setdefault(key, file)
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
         return file
 
     def _require(self, shard: Shard) -> Path:
+        if self._remote is not None:
+            return self._remote.fetch(shard)
         file = self.folder / shard.path
         try:
             found = file.stat().st_size

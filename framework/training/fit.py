@@ -18,6 +18,7 @@ from torch import nn
 
 from framework.config.components import build, build_set
 from framework.data.batch_transforms import BatchTransform, RandomTransform
+from framework.data.dataset import cache_of
 from framework.data.loader import EvalLoader, ShardLoader, Steps
 from framework.record.experiment import Experiment
 from framework.record.interrupts import INTERRUPTS
@@ -43,11 +44,11 @@ class Workbench:
 
     Args:
         experiment: config and record.
-        dataset: folder of the dataset version.
+        dataset: folder or URL of the dataset version.
     """
 
     experiment: Experiment
-    dataset: Path
+    dataset: Path | str
 
     def __post_init__(self) -> None:
         cfg = self.experiment.config
@@ -76,16 +77,25 @@ class Workbench:
             window_bytes=cfg.data.loader.window_bytes,
             threads=cfg.data.loader.threads,
             transforms=self.transforms,
+            cache=cache_of(cfg.data),
         )
 
     def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> EvalLoader:
         """Return a loader of a split in stored order."""
         size = self.config.data.loader.eval_batch_size
-        return EvalLoader(self.dataset, split, size, rank=rank, world_size=world_size, transforms=self.transforms)
+        return EvalLoader(
+            self.dataset,
+            split,
+            size,
+            rank=rank,
+            world_size=world_size,
+            transforms=self.transforms,
+            cache=cache_of(self.config.data),
+        )
 
     def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
         """Return model inputs made of the first rows of the train split."""
-        loader = EvalLoader(self.dataset, "train", rows, transforms=self.transforms)
+        loader = EvalLoader(self.dataset, "train", rows, transforms=self.transforms, cache=cache_of(self.config.data))
         batch = next(iter(loader))
         return tuple(batch[name] for name in self.task.inputs)
 

@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from filelock import FileLock
@@ -53,3 +56,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
             assert done.returncode == 0, done.stdout + done.stderr
             terminal.write_text(done.stdout)
     return Whole(outputs, RunRecord(outputs / "latest"), terminal.read_text())
+
+
+@contextmanager
+def s3_server(bucket: str) -> Iterator[None]:
+    """Run a real S3-speaking server on loopback with an empty bucket, and point this process and its children at it."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    from framework.data.files import file_system
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(f"http://{host}:{port}/moto-api/reset", data=b"", timeout=10).close()  # its state is the process's
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    s3fs.S3FileSystem.clear_instance_cache()
+    file_system.cache_clear()
+    try:
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        s3fs.S3FileSystem.clear_instance_cache()
+        file_system.cache_clear()

@@ -1,14 +1,12 @@
 """Sources behind a URL, against a real S3-speaking server on loopback."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from framework.data.file_sources import Csv, JsonLines, NumpyFiles, TextFiles
 from framework.data.files import file_system
@@ -16,6 +14,7 @@ from framework.data.ingest import ingest
 from framework.data.manifest import Field, Manifest
 from framework.data.sources import ZarrArrays
 from tests.data.test_ingest import RECIPE
+from tests.integration.conftest import s3_server
 
 pytestmark = pytest.mark.integration
 
@@ -25,18 +24,8 @@ def bucket() -> Iterator[str]:
     import s3fs
     import zarr
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
+    with s3_server("data"):
         system = s3fs.S3FileSystem()
-        system.mkdir("data")
         for i in range(4):
             system.pipe(f"data/text/{i}.txt", f"file {i} ".encode() * 100)
             rows = range(100 * i, 100 * i + 100)
@@ -46,11 +35,6 @@ def bucket() -> Iterator[str]:
                 np.savez(file, x=np.arange(100 * i, 100 * i + 100))
         zarr.open_group("s3://data/z", mode="w").create_array("x", data=np.arange(400), chunks=(100,))
         yield "s3://data"
-    finally:
-        server.stop()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        file_system.cache_clear()
 
 
 def test_every_kind_of_file_is_read_from_s3_and_ingested(bucket: str, tmp_path: Path) -> None:
