@@ -3,7 +3,18 @@
     .venv/bin/python scripts/fault_data.py                  # 100 kills, 1,000 flips, and the rest; some minutes
     .venv/bin/python scripts/fault_data.py --kills 5 --flips 50
 
-Prints a table, and exits with 1 when a fault got through. Measured on two cores: RESULTS
+Prints a table, and exits with 1 when a fault got through. On two cores, 100 kills and 1,000 flips:
+
+    kill -9 during ingest               every shard equal to those of an undisturbed ingest
+    flipped bits                        1000 of 1000 named with their shard
+    shards removed, truncated, swapped  each named, by reading and by verify
+    full disk                           a clear end without a version; with room it goes on to the same version
+    read-only target                    a clear end
+    torn manifest                       406 torn or altered ones: each refused by name, or read as it was
+    removed while it is read            right batches, then an error that names the shard
+    three ingests at once               one version, whole
+    dead worker of Dask's processes     a clear end; started again it goes on to the same version
+    dead worker of a cluster            its work is done by others; the version is the same
 """
 
 from __future__ import annotations
