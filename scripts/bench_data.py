@@ -28,9 +28,9 @@ Measured on two cores (a virtual machine, Debian 12), Python 3.11, torch 2.13.0:
     peak memory above the baseline, window_bytes 32 MiB (so 67 MB are allowed): 61 MB
 
 So, with crc32c checked on every chunk: 9 to 12 times the best of the three, 4 to 5 times a DataLoader that takes
-samples from a memory map; but 0.78 of one that takes whole batches from it, without checksums, shards or shuffle windows.
-Compressed, 0.44 of what the codec decodes on both cores while nothing else runs; uncompressed, 0.24 to 0.31 of the
-gather on both cores, 0.36 to 0.57 of that on one.
+samples from a memory map; but 0.78 of one that takes whole batches from it, without checksums, shards or shuffle
+windows. Compressed, 0.44 of what the codec decodes on both cores while nothing else runs; uncompressed, 0.24 to 0.31 of
+the gather on both cores, 0.36 to 0.57 of that on one.
 """
 
 from __future__ import annotations
