@@ -90,7 +90,7 @@ def kills(count: int, work: Path, good: Path) -> str:
         process = start_ingest(root)
         assert process.stdout is not None
         process.stdout.readline()  # it has begun
-        time.sleep(rng.uniform(0, 0.6))
+        time.sleep(rng.uniform(0, 1.6))
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()
             finished += 1

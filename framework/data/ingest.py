@@ -35,7 +35,7 @@ from .pools import LocalPool, Pool
 from .rows import Rows, count, mix64, permuted, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
-from .transforms import ROW_ID, Fitted, Transform
+from .transforms import ROW_ID, Fingerprinted, Fitted, Transform
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Recipe:
             "name": self.name,
             "source": self.source.fingerprint(),
             **self.description,
+            "files": [t.fingerprint() for t in self.transforms if isinstance(t, Fingerprinted)],
             "fields": {n: asdict(f) for n, f in self.fields.items()},
             "split": [dict(self.fractions), self.split_key, self.split_column, self.split_seed],
             "store": [self.codec, self.level, self.chunk_bytes, self.shard_bytes, self.shuffle, self.seed],

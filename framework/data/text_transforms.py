@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy.typing as npt
 
 from framework.config.annotations import ExistingFile
 from framework.errors import DataError
+from framework.record.files import checksum
 
 from .rows import Rows
 from .transforms import Transform, field
 
 END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class BytePairs:
     tokenizer: ExistingFile | None = None
     sample_bytes: int = 1_000_000
     over: ClassVar[Literal["train", "all"]] = "train"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.vocabulary < SMALLEST_VOCABULARY:
+            raise ValueError(f"vocabulary must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end of a text")
+
+    def fingerprint(self) -> str:
+        return "" if self.tokenizer is None else checksum(Path(self.tokenizer))
 
     def measure(self, rows: Rows) -> list[str]:
         if self.tokenizer is not None:

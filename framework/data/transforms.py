@@ -47,6 +47,14 @@ class Fitted(Protocol):
         """Return the transform, from the measures of all partitions in order."""
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A transform that depends on more than its arguments, such as a file's content."""
+
+    def fingerprint(self) -> str:
+        """Return a string that changes whenever its effect does."""
+
+
 def field(rows: Rows, name: str) -> np.ndarray:
     """Return a field of the rows, or raise a `DataError` that names those there are."""
     if name not in rows:

@@ -90,6 +90,11 @@ def test_byte_pairs_are_learned_and_give_the_text_back(tmp_path: Path) -> None:
     loaded = BytePairs("text", tokenizer=tmp_path / "tokenizer.json")
     again = loaded.fit([loaded.measure({})])({"text": np.array(texts[20:], dtype=object)})["text"]
     np.testing.assert_array_equal(again[3], encoded[3])
+    before = loaded.fingerprint()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert loaded.fingerprint() != before
+    with pytest.raises(DataError, match="is not a tokenizer"):
+        loaded.fit([])
     recipe = Recipe(
         "text", given(text=texts), [learned, Windows("text", "tokens", 17)], {},
         {"tokens": Field("uint16", (17,))}, {"train": 0.8, "test": 0.2},

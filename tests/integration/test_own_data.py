@@ -33,7 +33,7 @@ def test_text_files_become_byte_pairs_and_a_model_of_them(command: Command, outp
         (tmp_path / "books" / f"{i}.txt").write_text(f"Chapter {i}. It was a bright cold day in April. " * 40)
     done = command(
         "recipe=stdlib_gpt", "data=text", f"data.source.root={tmp_path}/books", "model.vocabulary=300",
-        "data.transforms.tokenise.vocabulary=300", "data.split.fractions={train: 0.8, val: 0.1, test: 0.1}",
+        "data.split.fractions={train: 0.8, val: 0.1, test: 0.1}",
         "model.width=32", "model.depth=2", "model.context=32", "trainer.max_steps=40", "trainer.validate_every_n_steps=20",
         "compress=none", "export=none", f"outputs={outputs}",
     )  # fmt: skip
