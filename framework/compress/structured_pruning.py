@@ -43,8 +43,8 @@ class StructuredPruning:
 
     ratio: float = 0.5
     layers: Sequence[str] | None = None
-    finetune: float = 0.2
-    learning_rate_scale: float = 0.5
+    finetune: float = 0.6
+    learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:

@@ -124,7 +124,7 @@ class Checkpoints(StepCallback):
         self._random_state = state_dict["random_state"]
 
     def _better(self, value: float) -> bool:
-        return not self.best or self.sign * value > self.sign * self.best[self.metric]
+        return not self.best or self.sign * value >= self.sign * self.best[self.metric]  # of equals, the later
 
     def _save_best(self, module: TrainingModule) -> None:
         from safetensors.torch import save_file
