@@ -47,7 +47,7 @@ def test_a_rerun_on_one_thread_is_bit_identical(small: Compose, outputs: Path) -
     assert first.metrics == second.metrics
 
 
-@pytest.mark.parametrize("stop_at", [10, 22, 30, 43, 44])  # in an epoch, at its last batch, in the second, at the end
+@pytest.mark.parametrize("stop_at", [10, 19, 30, 37, 38])  # in an epoch, at its last batch, in the second, at the end
 @pytest.mark.parametrize("micro_batch", [64, 16])
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(
     small: Compose, monkeypatch: pytest.MonkeyPatch, stop_at: int, micro_batch: int, tmp_path: Path
