@@ -59,7 +59,7 @@ def command(outputs: Path, datasets: Path) -> Command:
             capture_output=True,
             text=True,
             timeout=timeout,
-            **{"cwd": HOME, "env": {**os.environ, "COLUMNS": "120"}, **options},  # type: ignore[call-overload]
+            **{"cwd": HOME, "env": {**os.environ, "COLUMNS": "120"}, **options},
         )
 
     return run

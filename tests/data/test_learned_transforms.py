@@ -83,10 +83,10 @@ def test_byte_pairs_are_learned_and_give_the_text_back(tmp_path: Path) -> None:
     learned = BytePairs("text", vocabulary=400)
     fitted = learned.fit([learned.measure({"text": np.array(texts[:20], dtype=object)})])
     encoded = fitted({"text": np.array(texts[20:], dtype=object)})["text"]
-    tokenizer = Tokenizer.from_str(fitted.tokenizer)  # type: ignore[attr-defined]
+    tokenizer = Tokenizer.from_str(fitted.tokenizer)
     assert tokenizer.decode(encoded[3][:-1].tolist()) == texts[23]
     assert len(encoded[3]) < len(texts[23]) / 3
-    (tmp_path / "tokenizer.json").write_text(fitted.tokenizer)  # type: ignore[attr-defined]
+    (tmp_path / "tokenizer.json").write_text(fitted.tokenizer)
     loaded = BytePairs("text", tokenizer=tmp_path / "tokenizer.json")
     again = loaded.fit([loaded.measure({})])({"text": np.array(texts[20:], dtype=object)})["text"]
     np.testing.assert_array_equal(again[3], encoded[3])

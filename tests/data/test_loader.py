@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **options: object) -> ShardLoader:
-    return ShardLoader(folder, "train", 32, window_bytes=1024, **options)  # type: ignore[arg-type]
+    return ShardLoader(folder, "train", 32, window_bytes=1024, **options)
 
 
 def test_an_epoch_gives_no_row_twice_and_epochs_differ(folder: Path) -> None:

@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def mixed(folders: list[Path], **options: int) -> MixedLoader:
-    return MixedLoader([ShardLoader(f, "train", 32, **options) for f in folders], [3, 1])  # type: ignore[arg-type]
+    return MixedLoader([ShardLoader(f, "train", 32, **options) for f in folders], [3, 1])
 
 
 def test_batches_come_by_weight_and_whole_from_one_dataset(folders: list[Path]) -> None:

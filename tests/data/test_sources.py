@@ -58,7 +58,7 @@ def test_byte_windows_predict_every_token_once() -> None:
 
 
 def read_all(source: object) -> dict[str, list]:
-    parts = [source.read(p) for p in source.partitions()]  # type: ignore[attr-defined]
+    parts = [source.read(p) for p in source.partitions()]
     return {name: [x for part in parts for x in part[name]] for name in parts[0]}
 
 
@@ -128,6 +128,6 @@ def test_an_existing_zarr_array_and_synthetic_rows_of_any_number(tmp_path: Path)
 def test_a_protocol_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"declarative-experiments\[gcs\]"):
-        TextFiles(root="gs://bucket/folder").partitions()  # type: ignore[arg-type]
+        TextFiles(root="gs://bucket/folder").partitions()
     with pytest.raises(UserError, match="nonsense"):
-        TextFiles(root="nonsense://x").partitions()  # type: ignore[arg-type]
+        TextFiles(root="nonsense://x").partitions()

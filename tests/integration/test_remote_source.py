@@ -39,9 +39,9 @@ def bucket() -> Iterator[str]:
 
 def test_every_kind_of_file_is_read_from_s3_and_ingested(bucket: str, tmp_path: Path) -> None:
     sources = [
-        Csv(root=f"{bucket}/table", block_bytes=150),  # type: ignore[arg-type]
-        JsonLines(root=f"{bucket}/table", block_bytes=500),  # type: ignore[arg-type]
-        NumpyFiles(root=f"{bucket}/arrays"),  # type: ignore[arg-type]
+        Csv(root=f"{bucket}/table", block_bytes=150),
+        JsonLines(root=f"{bucket}/table", block_bytes=500),
+        NumpyFiles(root=f"{bucket}/arrays"),
         ZarrArrays(f"{bucket}/z", {"x": "x"}, partition_rows=150),
     ]
     for i, source in enumerate(sources):
@@ -50,14 +50,14 @@ def test_every_kind_of_file_is_read_from_s3_and_ingested(bucket: str, tmp_path: 
         assert made
         assert sum(s.rows for s in Manifest.read(folder).splits.values()) == 400
         assert ingest(recipe, tmp_path / str(i)) == (folder, False)
-    text = TextFiles(root=bucket + "/text")  # type: ignore[arg-type]
+    text = TextFiles(root=bucket + "/text")
     assert [t[:7] for t in text.read(text.partitions()[0])["text"]] == [f"file {i} ".encode() for i in range(4)]
 
 
 def test_a_changed_object_makes_another_version(bucket: str) -> None:
     import s3fs
 
-    source = TextFiles(root=bucket + "/text")  # type: ignore[arg-type]
+    source = TextFiles(root=bucket + "/text")
     before = source.fingerprint()
     system = s3fs.S3FileSystem()
     system.pipe("data/text/0.txt", b"other words")
