@@ -67,9 +67,9 @@ class Mode(Enum):
 
 @dataclass
 class FieldSpec:
-    """One field of a row: its shape without the row axis, its NumPy dtype, and what it means."""
+    """One field of a row: its shape without the row axis (first length null: each row has its own), dtype, meaning."""
 
-    shape: list[int] = MISSING
+    shape: list[int | None] = MISSING
     dtype: str = MISSING
     meaning: str = ""
 

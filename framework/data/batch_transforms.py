@@ -88,6 +88,36 @@ class NextToken:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Turn a ragged field (`<field>.values`, `<field>.offsets`) into one tensor, [batch, length, ...], and lengths.
+
+    Args:
+        field: the field; `<field>.lengths`, int64 [batch], comes beside it.
+        length: values of a row; longer rows are cut. By default that of the batch's longest row.
+            Unsigned numbers of more than 8 bits become int64.
+        value: what follows a row that is shorter.
+    """
+
+    field: str
+    length: int | None = None
+    value: float = 0
+
+    def __call__(self, batch: Batch) -> Batch:
+        values, offsets = batch[f"{self.field}.values"], batch[f"{self.field}.offsets"]
+        if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch does not index these
+            values = values.long()
+        lengths = offsets[:, 1] - offsets[:, 0]
+        length = self.length or int(lengths.max())
+        lengths = lengths.clamp(max=length)
+        out = values.new_full((len(lengths), length, *values.shape[1:]), self.value)
+        inside = torch.arange(length, device=values.device) < lengths[:, None]
+        rows, places = inside.nonzero(as_tuple=True)
+        out[rows, places] = values[offsets[rows, 0] + places]
+        rest = {n: x for n, x in batch.items() if not n.startswith(f"{self.field}.")}
+        return {**rest, self.field: out, f"{self.field}.lengths": lengths}
+
+
+@dataclass(frozen=True)
 class RandomFlip:
     """Mirror images left to right.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def show_version(arguments: argparse.Namespace) -> None:
     folder = open_version(arguments.version, arguments.root)
     m = Manifest.read(folder)
     print(f"{m.name}/{m.version}: {bytes_text(m.bytes)} in {folder}\n")
-    fields = [[n, f.dtype, str(list(f.shape)), f.meaning] for n, f in m.fields.items()]
+    fields = [[n, f.dtype, json.dumps(f.shape), f.meaning] for n, f in m.fields.items()]
     print(aligned([["field", "dtype", "shape", "meaning"], *fields]) + "\n")
     splits = [
         [n, f"{s.rows:,}", f"{s.chunk_rows:,}", f"{s.shard_rows:,}", str(len(s.shards))] for n, s in m.splits.items()

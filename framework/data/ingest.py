@@ -30,8 +30,9 @@ import numpy.typing as npt
 from framework.errors import DataError
 from framework.record.files import folder_aside, write_atomic, write_json
 
-from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split
+from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split, offsets_of, values_of
 from .pools import LocalPool, Pool
+from .ragged import Ragged, chunk_totals, chunked_bounds, spans
 from .rows import Rows, count, mix64, permuted, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
@@ -265,6 +266,11 @@ def _save(recipe: Recipe, rows: Rows, folder: Path) -> None:
         if name not in rows:
             raise DataError(f"data.fields: there is no field `{name}` after the transforms, only {', '.join(rows)}")
         array = rows[name]
+        if spec.ragged:
+            part = Ragged.of(name, array, spec)
+            _write_npy(folder / f"{values_of(name)}.npy", part.values)
+            _write_npy(folder / f"{offsets_of(name)}.npy", part.offsets)
+            continue
         if array.shape[1:] != spec.shape or array.dtype != np.dtype(spec.dtype):
             raise DataError(
                 f"data.fields.{name}: rows are {array.dtype} {list(array.shape[1:])} after the transforms, "
@@ -283,20 +289,81 @@ def _write_npy(path: Path, array: npt.NDArray) -> None:
 # -- shards -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one split, as one line of rows in their final order.
+
+    Args:
+        folder: of all pieces.
+        split: the split's name.
+        sizes: rows of each piece.
+        seed: of the order; None keeps the rows as they came.
+    """
+
+    folder: Path
+    split: str
+    sizes: npt.NDArray[np.int64]
+    seed: int | None
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return int(self.sizes.sum())
+
+    def stored(self, first: int, last: int) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+        """Yield where rows `first` to `last` of the line are: a piece, rows of it, and a mask of their places."""
+        wanted = np.arange(first, last)
+        if self.seed is not None:
+            wanted = permuted(wanted, self.rows, self.seed)
+        starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        piece_of = np.searchsorted(starts, wanted, side="right") - 1
+        for piece in np.unique(piece_of):
+            here = piece_of == piece
+            yield int(piece), wanted[here] - starts[piece], here
+
+    def load(self, piece: int, array: str) -> npt.NDArray:
+        """Return an array of a piece, mapped into memory."""
+        return np.load(self.folder / f"{piece:06d}" / self.split / f"{array}.npy", mmap_mode="r")
+
+    def fixed(self, name: str, spec: Field, first: int, last: int) -> npt.NDArray:
+        """Return rows of a field."""
+        values = np.empty((last - first, *spec.value_shape), dtype=spec.dtype)
+        for piece, rows, here in self.stored(first, last):
+            values[here] = self.load(piece, name)[rows]
+        return values
+
+    def lengths(self, name: str, first: int, last: int) -> npt.NDArray[np.int64]:
+        """Return how many values rows of a ragged field have."""
+        lengths = np.empty(last - first, dtype=np.int64)
+        for piece, rows, here in self.stored(first, last):
+            offsets = self.load(piece, offsets_of(name))[rows]
+            lengths[here] = offsets[:, 1] - offsets[:, 0]
+        return lengths
+
+    def values(self, name: str, spec: Field, first: int, last: int, plan: Split) -> npt.NDArray:
+        """Return the values of rows of a ragged field, those of each chunk of rows in a chunk of their own."""
+        size = plan.chunk_values[name]
+        into = chunked_bounds(self.lengths(name, first, last), plan.chunk_rows, size)
+        values = np.zeros((-(-(last - first) // plan.chunk_rows) * size, *spec.value_shape), dtype=spec.dtype)
+        for piece, rows, here in self.stored(first, last):
+            part = Ragged(self.load(piece, values_of(name)), self.load(piece, offsets_of(name))).take(rows)
+            values[spans(into[here, 0], part.lengths)] = part.values
+        return values
+
+
 def _make_shards(recipe: Recipe, staging: Path, pieces: Sequence[Mapping[str, int]], pool: Pool) -> dict[str, Split]:
     """Write every shard of every split; return the splits as the manifest lists them."""
-    row_bytes = sum(f.row_bytes for f in recipe.fields.values())
     splits: dict[str, Split] = {}
     calls: list[tuple[Any, ...]] = []
+    fields = dict(recipe.fields)
     for split in recipe.fractions:
         sizes = np.array([p.get(split, 0) for p in pieces], dtype=np.int64)
-        plan = layout(int(sizes.sum()), row_bytes, recipe.chunk_bytes, recipe.shard_bytes)
-        splits[split] = plan
-        create_arrays(staging / split, dict(recipe.fields), plan, recipe.codec, recipe.level)
+        line = Pieces(staging / "pieces", split, sizes, recipe.seed if recipe.shuffle else None)
+        plan = splits[split] = _plan(recipe, line)
+        arrays = plan.arrays(fields)
+        create_arrays(staging / split, arrays, recipe.codec, recipe.level)
         calls += [
-            (recipe, staging, split, plan, sizes, name, i)
-            for i in range(-(-plan.rows // plan.shard_rows))
-            for name in recipe.fields
+            (recipe, staging, line, plan, name, i) for i in range(-(-plan.rows // plan.shard_rows)) for name in arrays
         ]
     written: list[tuple[str, Shard]] = pool.run(_make_shard, calls, f"writing {recipe.name}", "shards")
     return {
@@ -305,31 +372,39 @@ def _make_shards(recipe: Recipe, staging: Path, pieces: Sequence[Mapping[str, in
     }
 
 
-def _make_shard(
-    recipe: Recipe,
-    staging: Path,
-    split: str,
-    plan: Split,
-    sizes: npt.NDArray[np.int64],
-    name: str,
-    index: int,
-) -> tuple[str, Shard]:
-    done = staging / "shards" / f"{split}-{name}-{index:06d}.json"
+def _plan(recipe: Recipe, line: Pieces) -> Split:
+    """Choose how a split is cut; a ragged field counts with the mean of its rows, and its fullest chunk is found."""
+    ragged = {n: f for n, f in recipe.fields.items() if f.ragged}
+    row_bytes = sum(f.value_bytes for f in recipe.fields.values() if not f.ragged)
+    for name, spec in ragged.items():
+        total = sum(len(line.load(i, values_of(name))) for i, size in enumerate(line.sizes) if size)
+        row_bytes += -(-total * spec.value_bytes // max(1, line.rows)) + 16
+    plan = layout(line.rows, row_bytes, recipe.chunk_bytes, recipe.shard_bytes)
+    fullest = {}
+    for name in ragged:
+        stretches = range(0, plan.rows, plan.shard_rows)
+        lengths = (line.lengths(name, at, min(at + plan.shard_rows, plan.rows)) for at in stretches)
+        fullest[name] = max(1, *(int(chunk_totals(n, plan.chunk_rows).max()) for n in lengths))
+    return replace(plan, chunk_values=fullest)
+
+
+def _make_shard(recipe: Recipe, staging: Path, line: Pieces, plan: Split, array: str, index: int) -> tuple[str, Shard]:
+    done = staging / "shards" / f"{line.split}-{array}-{index:06d}.json"
     if done.exists():
-        return split, Shard(**json.loads(done.read_text()))
+        return line.split, Shard(**json.loads(done.read_text()))
     first = index * plan.shard_rows
     last = min(first + plan.shard_rows, plan.rows)
-    wanted = np.arange(first, last)
-    if recipe.shuffle:
-        wanted = permuted(wanted, plan.rows, recipe.seed)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    piece_of = np.searchsorted(starts, wanted, side="right") - 1
+    name = array if array in recipe.fields else array.rpartition(".")[0]
     spec = recipe.fields[name]
-    values = np.empty((len(wanted), *spec.shape), dtype=spec.dtype)
-    for piece in np.unique(piece_of):
-        here = piece_of == piece
-        stored = np.load(staging / "pieces" / f"{piece:06d}" / split / f"{name}.npy", mmap_mode="r")
-        values[here] = stored[wanted[here] - starts[piece]]
-    shard = write_shard(staging / split, name, plan, index, values, recipe.codec, recipe.level)
+    if not spec.ragged:
+        rows = line.fixed(name, spec, first, last)
+    elif array == values_of(name):
+        rows = line.values(name, spec, first, last, plan)
+    else:
+        size = plan.chunk_values[name]
+        rows = chunked_bounds(line.lengths(name, first, last), plan.chunk_rows, size)
+        rows = rows + index * (plan.shard_rows // plan.chunk_rows) * size
+    geometry = plan.arrays(dict(recipe.fields))[array]
+    shard = write_shard(staging / line.split, array, geometry, index, rows, recipe.codec, recipe.level)
     write_json(done, asdict(shard), durable=False)
-    return split, shard
+    return line.split, shard

@@ -29,7 +29,9 @@ from framework.config.resolvers import cpu_count
 from framework.errors import DataError
 
 from .batch_transforms import Batch, BatchTransform, RandomTransform, apply
+from .manifest import offsets_of, values_of
 from .order import Order
+from .ragged import bounds, spans
 from .remote import ShardCache
 from .rows import Rows, row_keys
 from .store import ShardReader
@@ -103,12 +105,12 @@ class ShardLoader:
         bounds = np.linspace(0, self.reader.rows % batch_size if keep_last else 0, world_size + 1).astype(int)
         self._tail = range(bounds[rank], bounds[rank + 1])  # this rank's rows of the last, short batch
         limit = window_bytes // RESIDENT_SHARE
-        small = [n for n, f in self.reader.manifest.fields.items() if f.row_bytes * self.reader.rows <= limit]
-        self._resident = {n: self.reader.read(n, 0, self.reader.rows) for n in small}
+        small = [n for n, a in self.reader.arrays.items() if a.row_bytes * a.rows <= limit]
+        self._resident = {n: self.reader.read(n, 0, self.reader.arrays[n].rows) for n in small}
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch; the same for any number of ranks."""
-        split, row_bytes = self.reader.split, max(1, self.reader.manifest.row_bytes)
+        split, row_bytes = self.reader.split, self.reader.row_bytes
         order = Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, 1, self.seed, epoch)
         beside = order.lane_count * split.chunk_rows + 2 * self.batch_size
         window = max(0, self.window_bytes * 7 // 8 // row_bytes - beside // 2) // order.lane_count
@@ -158,11 +160,7 @@ class ShardLoader:
         """Yield what this rank has of the rows that do not fill a global batch, after `given` batches of them."""
         runs, permutation = order.tail()
         rows = _empty_rows(self.reader, len(permutation))
-        at = 0
-        for first, last in runs:
-            for name, buffer in rows.items():
-                self.reader.read_into(name, first, last, buffer[at : at + last - first])
-            at += last - first
+        _Lane(self.reader, 0, self._resident).read(runs, rows, 0)
         for start in self._tail[given * self.micro_batch :: self.micro_batch]:
             taken = permutation[start : min(start + self.micro_batch, self._tail.stop)]
             batch = self._make_batch(order, rows, taken, order.full_batches * self.batch_size + start)
@@ -177,11 +175,20 @@ class ShardLoader:
     def _make_batch(self, order: Order, rows: Rows, taken: npt.NDArray[np.int64], place: int) -> Batch:
         """Copy rows by index, and transform them; `place` is the first one's in the epoch."""
         batch = {}
-        for name, array in rows.items():
-            out = torch.empty((len(taken), *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory)
-            np.take(array, taken, axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
-            batch[name] = out
+        for name, spec in self.reader.manifest.fields.items():
+            if not spec.ragged:
+                batch[name] = self._gather(rows[name], taken)
+                continue
+            chosen = rows[offsets_of(name)][taken]
+            lengths = chosen[:, 1] - chosen[:, 0]
+            batch[values_of(name)] = self._gather(rows[values_of(name)], spans(chosen[:, 0], lengths))
+            batch[offsets_of(name)] = torch.from_numpy(bounds(lengths))
         return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, place, len(taken)))
+
+    def _gather(self, array: npt.NDArray, taken: npt.NDArray[np.int64]) -> torch.Tensor:
+        out = torch.empty((len(taken), *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory)
+        np.take(array, taken, axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
+        return out
 
     def _windows(
         self, readers: ThreadPoolExecutor, order: Order, first: int
@@ -192,20 +199,20 @@ class ShardLoader:
             the window's first step, its rows, and the rows that each step takes, [steps, rows of a step].
         """
         own = order.lane_count // self.world_size
-        rows = order.window_batches * order.lane_batch * own
+        rows = order.window_batches * order.lane_batch
         buffers = (
             self._free_buffers.pop()
             if self._free_buffers
-            else (_empty_rows(self.reader, rows), _empty_rows(self.reader, rows))
+            else (_empty_rows(self.reader, rows, own), _empty_rows(self.reader, rows, own))
         )
         lanes = [_Lane(self.reader, lane, self._resident) for lane in range(self.rank * own, (self.rank + 1) * own)]
         count = -(-order.full_batches // order.window_batches)
 
         def start(window: int) -> tuple[list[Future[None]], npt.NDArray[np.int64]]:
             tasks, taken, offset = [], [], 0
-            for lane in lanes:
+            for i, lane in enumerate(lanes):
                 runs, permutation = order.window_of(window, lane.number)
-                tasks.append(readers.submit(lane.read, runs, buffers[window % 2], offset))
+                tasks.append(readers.submit(lane.read, runs, buffers[window % 2], offset, i / own))
                 taken.append(offset + permutation.reshape(-1, order.lane_batch))
                 offset += len(permutation)
             return tasks, np.concatenate(taken, axis=1)
@@ -227,8 +234,14 @@ def _torch_dtype(array: npt.NDArray) -> torch.dtype:
     return torch.from_numpy(array[:0]).dtype
 
 
-def _empty_rows(reader: ShardReader, rows: int) -> Rows:
-    return {n: np.empty((rows, *f.shape), dtype=f.dtype) for n, f in reader.manifest.fields.items()}
+def _empty_rows(reader: ShardReader, rows: int, lanes: int = 1) -> Rows:
+    """Return memory for `rows` rows of each of so many lanes; for ragged values, what they may take at most."""
+    found = {n: reader.empty(n, rows * lanes) for n, spec in reader.manifest.fields.items() if not spec.ragged}
+    chunks = rows // reader.split.chunk_rows + 3  # begun at both ends, and the split's last, which may be short
+    for name, size in reader.split.chunk_values.items():
+        found[offsets_of(name)] = reader.empty(offsets_of(name), rows * lanes)
+        found[values_of(name)] = reader.empty(values_of(name), chunks * size * lanes)
+    return found
 
 
 class _Lane:
@@ -237,33 +250,55 @@ class _Lane:
     Args:
         reader: of the split.
         number: which lane.
-        resident: fields that are in memory.
+        resident: arrays that are in memory.
     """
 
     def __init__(self, reader: ShardReader, number: int, resident: Rows) -> None:
         self.reader, self.number, self.resident = reader, number, resident
-        self._kept = _empty_rows(reader, reader.split.chunk_rows)
+        self._kept = {n: reader.empty(n, a.chunk_rows) for n, a in reader.arrays.items() if n not in resident}
         self._kept_chunk = dict.fromkeys(self._kept, -1)
 
-    def read(self, runs: Sequence[tuple[int, int]], buffers: Rows, at: int) -> None:
-        """Read runs of stored rows, each within a chunk, one after another into the buffers from row `at` on."""
-        size = self.reader.split.chunk_rows
+    def read(self, runs: Sequence[tuple[int, int]], buffers: Rows, at: int, share: float = 0.0) -> None:
+        """Read runs of stored rows, each within a chunk, one after another into the buffers.
+
+        Args:
+            runs: first and last row (exclusive) of each.
+            buffers: arrays by name.
+            at: the first row there.
+            share: of the memory for ragged values that is before this lane's.
+        """
+        ragged = self.reader.split.chunk_values
+        values_at = {name: round(len(buffers[values_of(name)]) * share) for name in ragged}
         for first, last in runs:
-            chunk, offset = divmod(first, size)
-            for name, buffer in buffers.items():
-                out = buffer[at : at + last - first]
-                if name in self.resident:
-                    out[:] = self.resident[name][first:last]
+            for name, spec in self.reader.manifest.fields.items():
+                if not spec.ragged:
+                    self._read(name, first, last, buffers[name][at:])
                     continue
-                if last - first == size:
-                    self.reader.read_chunk(name, chunk, out)
-                    continue
-                if self._kept_chunk[name] != chunk:
-                    self._kept_chunk[name] = -1
-                    self.reader.read_chunk(name, chunk, self._kept[name])
-                    self._kept_chunk[name] = chunk
-                out[:] = self._kept[name][offset : offset + last - first]
+                offsets = buffers[offsets_of(name)][at : at + last - first]
+                self._read(offsets_of(name), first, last, offsets)
+                begin, end, to = int(offsets[0, 0]), int(offsets[-1, 1]), values_at[name]
+                self._read(values_of(name), begin, end, buffers[values_of(name)][to:])
+                offsets += to - begin
+                values_at[name] = to + end - begin
             at += last - first
+
+    def _read(self, name: str, first: int, last: int, out: npt.NDArray) -> None:
+        """Read elements of an array that lie within a chunk to the front of `out`."""
+        if first == last:
+            return
+        if name in self.resident:
+            out[: last - first] = self.resident[name][first:last]
+            return
+        size = self.reader.arrays[name].chunk_rows
+        chunk, offset = divmod(first, size)
+        if last - first == size:
+            self.reader.read_chunk(name, chunk, out[:size])
+            return
+        if self._kept_chunk[name] != chunk:
+            self._kept_chunk[name] = -1
+            self.reader.read_chunk(name, chunk, self._kept[name])
+            self._kept_chunk[name] = chunk
+        out[: last - first] = self._kept[name][offset : offset + last - first]
 
 
 class Steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +21,47 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a row: dtype, shape of one row, meaning."""
+    """One field of a row: dtype, shape of one row, meaning. A first length of None: each row has its own (ragged)."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     meaning: str = ""
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        import numpy as np
+    def ragged(self) -> bool:
+        """Whether rows have lengths of their own."""
+        return self.shape[:1] == (None,)
 
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The shape of what lies along the first axis: a row, or one value of a ragged row."""
+        return tuple(n for n in self.shape if n is not None)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a row, or of one value of a ragged row."""
+        return _bytes(self.dtype, self.value_shape)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One stored array of a split, cut along its first axis: dtype, shape of an element, how many, how they are cut."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
+    chunk_rows: int
+    shard_rows: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one element along the first axis."""
+        return _bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file of one field: the rows it holds, its bytes on disk and its SHA-256.
+    """One shard file of one array (a field, or a half of a ragged one): its rows, bytes on disk and SHA-256.
 
     `identity` is a crc32c over its index and the checksums of its chunks, which is known without reading the chunks.
     """
@@ -52,12 +77,36 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: how many rows, and how they are cut into chunks and shards."""
+    """One split: how many rows, how they are cut into chunks and shards, and values of a chunk by ragged field."""
 
     rows: int
     chunk_rows: int
     shard_rows: int
     shards: tuple[Shard, ...] = ()
+    chunk_values: dict[str, int] = field(default_factory=dict)
+
+    def arrays(self, fields: dict[str, Field]) -> dict[str, Array]:
+        """Return the stored arrays by name: one for a field, two (see `ragged`) for a ragged one."""
+        chunks, per_shard = -(-self.rows // self.chunk_rows), self.shard_rows // self.chunk_rows
+        found = {}
+        for name, spec in fields.items():
+            if not spec.ragged:
+                found[name] = Array(spec.dtype, spec.value_shape, self.rows, self.chunk_rows, self.shard_rows)
+                continue
+            size = self.chunk_values[name]
+            found[offsets_of(name)] = Array("int64", (2,), self.rows, self.chunk_rows, self.shard_rows)
+            found[values_of(name)] = Array(spec.dtype, spec.value_shape, chunks * size, size, per_shard * size)
+        return found
+
+
+def offsets_of(name: str) -> str:
+    """Return the name of the array that says where the rows of a ragged field begin and end."""
+    return f"{name}.offsets"
+
+
+def values_of(name: str) -> str:
+    """Return the name of the array that holds the values of a ragged field."""
+    return f"{name}.values"
 
 
 @dataclass(frozen=True)
@@ -74,11 +123,6 @@ class Manifest:
     codec: Codec = "zstd"
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, all fields together, uncompressed."""
-        return sum(f.row_bytes for f in self.fields.values())
 
     @property
     def bytes(self) -> int:
@@ -109,7 +153,7 @@ class Manifest:
                 version=raw["version"],
                 fields={n: Field(f["dtype"], tuple(f["shape"]), f["meaning"]) for n, f in raw["fields"].items()},
                 splits={
-                    n: Split(s["rows"], s["chunk_rows"], s["shard_rows"], tuple(Shard(**x) for x in s["shards"]))
+                    n: Split(**{**s, "shards": tuple(Shard(**x) for x in s["shards"])})
                     for n, s in raw["splits"].items()
                 },
                 codec=raw["codec"],
@@ -129,6 +173,12 @@ class Manifest:
                 f"{did_you_mean(name, known)}"
             )
         return self.splits[name]
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    import numpy as np
+
+    return int(np.dtype(dtype).itemsize) * prod(shape)
 
 
 def _checksum(values: dict[str, Any]) -> str:

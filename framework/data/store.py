@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from framework.errors import DataError
 
-from .manifest import Codec, Field, Manifest, Shard, Split
+from .manifest import Array, Codec, Manifest, Shard, Split, offsets_of, values_of
+from .ragged import Ragged, bounds
 from .remote import RemoteVersion, ShardCache, is_url
 from .rows import Rows
 from .shard import ShardFile, encode_shard
@@ -39,36 +40,36 @@ def layout(rows: int, row_bytes: int, chunk_bytes: int, shard_bytes: int) -> Spl
     return Split(rows, chunk_rows, chunk_rows * chunks_per_shard)
 
 
-def create_arrays(folder: Path, fields: dict[str, Field], split: Split, codec: Codec, level: int) -> None:
-    """Create the Zarr group of a split with one sharded array for each field; the shards come later."""
+def create_arrays(folder: Path, arrays: dict[str, Array], codec: Codec, level: int) -> None:
+    """Create the Zarr group of a split with its sharded arrays; the shards come later."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     group = zarr.open_group(folder, mode="a", zarr_format=3)
     compressors = [ZstdCodec(level=level)] if codec == "zstd" else []
-    for name, spec in fields.items():
+    for name, array in arrays.items():
         if name in group:
             continue
         group.create_array(
             name,
-            shape=(split.rows, *spec.shape),
-            dtype=spec.dtype,
-            chunks=(split.chunk_rows, *spec.shape),
-            shards=(split.shard_rows, *spec.shape),
+            shape=(array.rows, *array.shape),
+            dtype=array.dtype,
+            chunks=(array.chunk_rows, *array.shape),
+            shards=(array.shard_rows, *array.shape),
             compressors=[*compressors, Crc32cCodec()],
             fill_value=0,
         )
 
 
 def write_shard(
-    folder: Path, name: str, split: Split, index: int, values: npt.NDArray, codec: Codec, level: int
+    folder: Path, name: str, array: Array, index: int, values: npt.NDArray, codec: Codec, level: int
 ) -> Shard:
-    """Write one whole shard of one field, aside and renamed.
+    """Write one whole shard of one array, aside and renamed.
 
     Args:
         folder: the split's folder.
-        name: the field.
-        split: how the split is cut.
+        name: the array's.
+        array: how it is cut.
         index: which shard.
         values: its rows.
         codec, level: how chunks are compressed.
@@ -80,7 +81,7 @@ def write_shard(
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.part")
     digest, size = hashlib.sha256(), 0
-    parts = encode_shard(values, split.chunk_rows, split.shard_rows // split.chunk_rows, codec, level)
+    parts = encode_shard(values, array.chunk_rows, array.shard_rows // array.chunk_rows, codec, level)
     with aside.open("wb") as stream:
         while True:
             try:
@@ -93,7 +94,7 @@ def write_shard(
             size += len(part)
     aside.replace(file)
     path = str(file.relative_to(folder.parent))
-    return Shard(name, path, index * split.shard_rows, len(values), size, digest.hexdigest(), identity)
+    return Shard(name, path, index * array.shard_rows, len(values), size, digest.hexdigest(), identity)
 
 
 def shard_path(index: int, ndim: int) -> str:
@@ -121,8 +122,9 @@ class ShardReader:
         self.folder = self._remote.folder if self._remote else Path(location)
         self.manifest = Manifest.read(self.folder)
         self.split = self.manifest.split(split)
-        self._shards = {(s.field, s.first_row // self.split.shard_rows): s for s in self.split.shards}
-        expected = -(-self.split.rows // self.split.shard_rows) * len(self.manifest.fields)
+        self.arrays = self.split.arrays(self.manifest.fields)
+        self._shards = {(s.field, s.first_row // self.arrays[s.field].shard_rows): s for s in self.split.shards}
+        expected = sum(-(-a.rows // a.shard_rows) for a in self.arrays.values())
         if len(self._shards) != expected:
             raise DataError(f"`{location}`: split `{split}` lists {len(self._shards)} shards of {expected}")
         self._lock = threading.Lock()
@@ -136,20 +138,29 @@ class ShardReader:
         """The number of rows."""
         return self.split.rows
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in memory at most, all fields together."""
+        chunk = sum(a.chunk_rows * a.row_bytes for a in self.arrays.values())
+        return max(1, -(-chunk // self.split.chunk_rows))
+
     def read(self, field: str, first: int, last: int) -> npt.NDArray:
-        """Return rows `first` to `last` (exclusive) of a field.
+        """Return rows `first` to `last` (exclusive) of an array.
 
         Raises:
             DataError: when a shard is missing, short or altered; it is named.
         """
-        spec = self.manifest.fields[field]
-        out = np.empty((last - first, *spec.shape), dtype=spec.dtype)
+        out = self.empty(field, last - first)
         self.read_into(field, first, last, out)
         return out
 
+    def empty(self, field: str, rows: int) -> npt.NDArray:
+        """Return memory for rows of an array."""
+        return np.empty((rows, *self.arrays[field].shape), dtype=self.arrays[field].dtype)
+
     def read_into(self, field: str, first: int, last: int, out: npt.NDArray) -> None:
         """Like `read`, into an array that is there; whole chunks go straight to it."""
-        size = self.split.chunk_rows
+        size = self.arrays[field].chunk_rows
         while first < last:
             chunk, offset = divmod(first, size)
             taken = min(size - offset, last - first)
@@ -160,15 +171,30 @@ class ShardReader:
             first, out = first + taken, out[taken:]
 
     def read_rows(self, first: int, last: int) -> Rows:
-        """Return rows `first` to `last` (exclusive) of all fields."""
-        return {name: self.read(name, first, last) for name in self.manifest.fields}
+        """Return rows `first` to `last` (exclusive) of all fields; of a ragged one, values and offsets."""
+        rows: Rows = {}
+        for name, spec in self.manifest.fields.items():
+            if spec.ragged:
+                part = self._read_ragged(name, first, last)
+                rows |= {values_of(name): part.values, offsets_of(name): part.offsets}
+            else:
+                rows[name] = self.read(name, first, last)
+        return rows
+
+    def _read_ragged(self, name: str, first: int, last: int) -> Ragged:
+        offsets, values, size = self.read(offsets_of(name), first, last), values_of(name), self.split.chunk_rows
+        parts = [self.read(values, 0, 0)]
+        for at in sorted({first, *range(-(-first // size) * size, last, size)}):
+            stretch = offsets[at - first : min((at // size + 1) * size, last) - first]
+            parts.append(self.read(values, stretch[0, 0], stretch[-1, 1]))
+        return Ragged(np.concatenate(parts), bounds(offsets[:, 1] - offsets[:, 0]))
 
     def read_chunk(self, field: str, chunk: int, out: npt.NDArray | None = None) -> npt.NDArray:
-        """Return a whole chunk (the split's last one is padded), in `out` where it is given."""
+        """Return a whole chunk of an array (its last one is padded), in `out` where it is given."""
+        array = self.arrays[field]
         if out is None:
-            spec = self.manifest.fields[field]
-            out = np.empty((self.split.chunk_rows, *spec.shape), dtype=spec.dtype)
-        per_shard = self.split.shard_rows // self.split.chunk_rows
+            out = self.empty(field, array.chunk_rows)
+        per_shard = array.shard_rows // array.chunk_rows
         index, within = divmod(chunk, per_shard)
         shard = self._shards[(field, index)]
         try:
@@ -176,8 +202,8 @@ class ShardReader:
         except FileNotFoundError:
             raise DataError(f"shard `{self.folder / shard.path}` is missing; {self._remedy()}") from None
         except (DataError, OSError, RuntimeError, IndexError) as error:
-            first = chunk * self.split.chunk_rows
-            rows = f"rows {first}-{min(first + self.split.chunk_rows, self.rows) - 1} of `{field}`"
+            first = chunk * array.chunk_rows
+            rows = f"rows {first}-{min(first + array.chunk_rows, array.rows) - 1} of `{field}`"
             path = self.folder / shard.path
             raise DataError(f"shard `{path}` is damaged ({rows}): {error}; {self._remedy()}") from error
         return out
@@ -187,8 +213,8 @@ class ShardReader:
         with self._lock:
             file = self._open.get(key)
         if file is None:
-            spec = self.manifest.fields[field]
-            shape, dtype = (self.split.chunk_rows, *spec.shape), np.dtype(spec.dtype)
+            array = self.arrays[field]
+            shape, dtype = (array.chunk_rows, *array.shape), np.dtype(array.dtype)
             file = ShardFile(self._require(shard), shape, dtype, chunks, self.manifest.codec, shard.identity)
             file.open()
             with self._lock:

@@ -88,8 +88,8 @@ def _damages(folder: Path, manifest: Manifest, split: str, shard: Shard) -> Iter
     if found != shard.bytes:
         yield Damage(shard.path, everything, f"it has {found:,} bytes instead of {shard.bytes:,}")
         return
-    size = manifest.splits[split].chunk_rows
     reader = ShardReader(folder, split, only=shard)
+    size = reader.arrays[shard.field].chunk_rows
     damaged = False
     for chunk in range(shard.first_row // size, -(-(shard.first_row + shard.rows) // size)):
         try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from framework.config.components import as_plain, build, build_set
 from framework.data.batch_transforms import Batch
+from framework.data.manifest import offsets_of, values_of
 from framework.errors import UserError
 from framework.record.console import aligned, bytes_text
 
@@ -94,8 +95,14 @@ def estimate(config: DictConfig) -> Estimate:
 
 def _batch(config: DictConfig, rows: int) -> Batch:
     """Return a batch as the loader would give it, on the meta device: zeros, through the batch transforms."""
-    fields = as_plain(config.data.fields)
-    batch = {n: torch.zeros((rows, *f["shape"]), dtype=getattr(torch, f["dtype"])) for n, f in fields.items()}
+    batch: Batch = {}
+    for name, field in as_plain(config.data.fields).items():
+        shape, dtype = field["shape"], getattr(torch, field["dtype"])
+        if shape[:1] == [None]:  # one value a row
+            batch[values_of(name)] = torch.zeros((rows, *shape[1:]), dtype=dtype)
+            batch[offsets_of(name)] = torch.arange(rows)[:, None] + torch.arange(2)
+        else:
+            batch[name] = torch.zeros((rows, *shape), dtype=dtype)
     for transform in build_set(config.data.batch_transforms, "data.batch_transforms").values():
         batch = transform(batch)
     return {name: tensor.to("meta") for name, tensor in batch.items()}

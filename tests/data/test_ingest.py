@@ -149,9 +149,10 @@ def test_zarr_reads_what_is_written_and_the_reader_what_zarr_does(tmp_path: Path
     values = np.random.default_rng(0).integers(0, 1000, (137, *shape), dtype=np.int32)
     split = Split(137, 10, 40)
     fields = {"x": Field("int32", shape)}
-    create_arrays(tmp_path / "v" / "train", fields, split, codec, 1)
+    array = split.arrays(fields)["x"]
+    create_arrays(tmp_path / "v" / "train", {"x": array}, codec, 1)
     shards = [
-        write_shard(tmp_path / "v" / "train", "x", split, i, values[i * 40 : (i + 1) * 40], codec, 1) for i in range(4)
+        write_shard(tmp_path / "v" / "train", "x", array, i, values[i * 40 : (i + 1) * 40], codec, 1) for i in range(4)
     ]
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "v" / "train")["x"][:], values)
     manifest = Manifest("n", "v", fields, {"train": replace(split, shards=tuple(shards))}, codec)
