@@ -16,7 +16,7 @@ from framework.config.compose import CONFIG_NAME, command_line_loader, config_di
 from framework.config.explain import explain
 from framework.config.origins import Origins
 from framework.config.plugins import CONF, register
-from framework.errors import EXIT_DONE, Preempted
+from framework.errors import EXIT_DONE, Preempted, UserError
 from framework.record.console import report_failure
 
 
@@ -42,6 +42,8 @@ def _guarded(work: Callable[[], None]) -> int:
         with command_line_loader(sys.argv[1:]) as loader:
             return report_failure(explain(error, loader))
     except (Exception, KeyboardInterrupt) as error:
+        if str(error).startswith("Config group override must be"):  # Hydra's own words, for a group given null
+            error = UserError("a group takes the name of an option; to leave one out, put ~ before it, as in `~recipe`")
         return report_failure(error)
     return EXIT_DONE
 

@@ -93,6 +93,8 @@ def rerun(earlier: RunRecord, outputs: Path) -> RunRecord:
     config.outputs = str(outputs)
     if (data := earlier.get("data")) is not None:
         config.data.version = data["version"]
+        for name, part in data.get("mix", {}).items():
+            config.data.mix[name].version = part["version"]
     typed = (earlier.folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
     return run(config, typed)
 

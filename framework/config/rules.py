@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .mixture import mixed_in
 
 Problem = tuple[str, str]
 CHECK_MODES = ("before", "true", "shapes", "false")
@@ -76,6 +79,24 @@ def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
         yield "data.dask.tls", "a tls:// address needs ca_file, client_cert and client_key"
 
 
+def mixtures_fit(cfg: DictConfig) -> Iterator[Problem]:
+    """Datasets that are mixed are whole `data` nodes, and their rows have the main one's fields."""
+    try:
+        parts = mixed_in(cfg.data)
+    except OmegaConfBaseException as error:
+        yield "data.mix", f"each entry is a `data` node of its own, and one is not: {str(error).splitlines()[0]}"
+        return
+    fields = {n: (f.dtype, list(f.shape)) for n, f in cfg.data.fields.items()}
+    for name, part in parts.items():
+        missing = [key for key in ("name", "kind") if OmegaConf.is_missing(part, key)]
+        if missing or not part.source:
+            yield f"data.mix.{name}", "is not a whole `data` node; choose one with `+data@data.mix.NAME=OPTION`"
+        elif {n: (f.dtype, list(f.shape)) for n, f in part.fields.items()} != fields:
+            yield f"data.mix.{name}.fields", f"must be those of data.fields: {', '.join(map(str, fields))}, alike"
+        if part.weight <= 0:
+            yield f"data.mix.{name}.weight", f"must be more than 0, and it is {part.weight:g}"
+
+
 def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:
     """Plain words that the framework reads are words it knows."""
     if cfg.check.lower() not in CHECK_MODES:
@@ -92,5 +113,6 @@ RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
     fractions_make_a_whole,
     batches_divide,
     clusters_are_encrypted,
+    mixtures_fit,
     modes_are_known,
 )

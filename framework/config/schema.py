@@ -126,13 +126,18 @@ class DaskConfig:
 
 @dataclass
 class DataConfig:
-    """A dataset: where it comes from, what is done to it, how it is stored and read."""
+    """A dataset: where it comes from, what is done to it, how it is stored and read.
+
+    `mix` holds further `data` nodes by name; training draws batches of each by `weight`, and the main one is validated.
+    """
 
     name: str = MISSING
     kind: Kind = MISSING
     version: str | None = None
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     labels: list[str] | None = None
+    weight: float = 1.0
+    mix: Node = field(default_factory=dict)
     source: Node = field(default_factory=dict)
     transforms: Node = field(default_factory=dict)
     batch_transforms: Node = field(default_factory=dict)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from framework.config.components import as_plain, build, build_set
+from framework.config.mixture import mixed_in
 from framework.errors import DataError
 from framework.record.console import bytes_text, say
 from framework.record.experiment import Experiment
@@ -88,12 +90,21 @@ def prepare_dataset(data: DictConfig, work: Path = Path("outputs/datasets")) -> 
 def dataset_of(experiment: Experiment) -> Path | str:
     """Return the dataset version that an experiment works on, preparing it if no stage has done so."""
     known = experiment.record.get("data") or (experiment.earlier and experiment.earlier.get("data"))
-    if known and known["name"] == experiment.config.data.name and is_published(known["path"]):
+    data = experiment.config.data
+    if known and _names(known) == {data.name, *data.mix} and all(is_published(p) for p in _paths(known)):
         if not experiment.record.get("data"):
             experiment.record.update(data=known)
         return known["path"]
     run(experiment)
     return experiment.record["data"]["path"]
+
+
+def _names(known: dict[str, Any]) -> set[str]:
+    return {known["name"], *known.get("mix", {})}
+
+
+def _paths(known: dict[str, Any]) -> list[str]:
+    return [known["path"], *(part["path"] for part in known.get("mix", {}).values())]
 
 
 def cache_of(data: DictConfig) -> ShardCache:
@@ -109,11 +120,19 @@ def manifest_of(location: Path | str, cache: ShardCache) -> Manifest:
 def run(experiment: Experiment) -> None:
     """The stage `prepare`: the dataset version is there, and the record names it."""
     data = experiment.config.data
-    location, made = prepare_dataset(data, Path(experiment.config.outputs) / "datasets")
+    work = Path(experiment.config.outputs) / "datasets"
+    main = _prepare(data, work)
+    mix = {name: _prepare(part, work) for name, part in mixed_in(data).items()}
+    experiment.record.update(data={**main, "mix": mix})
+
+
+def _prepare(data: DictConfig, work: Path) -> dict[str, Any]:
+    """Make or find a dataset version, say so, and return what the record says of it."""
+    location, made = prepare_dataset(data, work)
     manifest = manifest_of(location, cache_of(data))
     splits = {name: split.rows for name, split in manifest.splits.items()}
     path = str(location) if is_url(location) else str(Path(location).resolve())
-    experiment.record.update(data={"name": manifest.name, "version": manifest.version, "path": path, "rows": splits})
     rows = ", ".join(f"{name} {count:,}" for name, count in splits.items())
     state = "made" if made else "found"
     say(f"  dataset {manifest.name}/{manifest.version} {state}: {rows} rows, {bytes_text(manifest.bytes)}")
+    return {"name": manifest.name, "version": manifest.version, "path": path, "rows": splits}

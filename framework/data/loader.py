@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -301,6 +302,26 @@ class _Lane:
         out[: last - first] = self._kept[name][offset : offset + last - first]
 
 
+class Resumable(Protocol):
+    """A loader whose whole state is a position, which it can be brought to."""
+
+    @property
+    def position(self) -> int:
+        """The batches given since the start."""
+
+    def __len__(self) -> int:
+        """The batches of an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the position on, to the end of the epoch or further."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+
 class Steps:
     """A whole training as one sequence: the epochs of a loader, end to end.
 
@@ -309,18 +330,18 @@ class Steps:
         total: batches in all.
     """
 
-    def __init__(self, loader: ShardLoader, total: int) -> None:
+    def __init__(self, loader: Resumable, total: int) -> None:
         self.loader, self.total = loader, total
 
     def __len__(self) -> int:
         """The number of batches, those already given included."""
         return self.total
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the loader's position."""
         return self.loader.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
         self.loader.load_state_dict(state)
 

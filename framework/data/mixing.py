@@ -47,6 +47,15 @@ class MixedLoader:
         for loader, position in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state_dict(position)
 
+    def __len__(self) -> int:
+        """The number of batches of an epoch: those of all loaders' epochs together."""
+        return sum(len(loader) for loader in self.loaders)
+
+    @property
+    def position(self) -> int:
+        """The batches given since the start."""
+        return self.given
+
     def chosen(self, step: int) -> int:
         """Return the number of the loader that gives global batch `step`."""
         draw = row_keys(self.seed, 0, step, 1)[0] / 2.0**64

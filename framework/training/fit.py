@@ -17,15 +17,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 from framework.config.components import build, build_set
+from framework.config.mixture import mixed_in
 from framework.data.batch_transforms import BatchTransform, RandomTransform
 from framework.data.dataset import cache_of
-from framework.data.loader import EvalLoader, ShardLoader, Steps
+from framework.data.loader import EvalLoader, Resumable, ShardLoader, Steps
+from framework.data.mixing import MixedLoader
 from framework.record.experiment import Experiment
 from framework.record.interrupts import INTERRUPTS
 
 from .callbacks import Checkpoints, MetricsLog, ProgressLine, StopOnSignal, Validation
 from .module import LogMetrics, TrainingModule, scalars
 from .tasks import Task, forward
+
+Transforms = Sequence[BatchTransform | RandomTransform]
 
 
 @dataclass(frozen=True)
@@ -53,31 +57,44 @@ class Workbench:
     def __post_init__(self) -> None:
         cfg = self.experiment.config
         self.task: Task = build(cfg.task, "task")
-        self.transforms: Sequence[BatchTransform | RandomTransform] = list(
-            build_set(cfg.data.batch_transforms, "data.batch_transforms").values()
-        )
+        self.transforms: Transforms = list(build_set(cfg.data.batch_transforms, "data.batch_transforms").values())
 
     @property
     def config(self) -> DictConfig:
         """The experiment's config."""
         return self.experiment.config
 
-    def train_loader(self, rank: int = 0, world_size: int = 1) -> ShardLoader:
-        """Return a fresh loader of the train split."""
+    def train_loader(self, rank: int = 0, world_size: int = 1) -> Resumable:
+        """Return a fresh loader of the train split, with what `data.mix` adds to it."""
+        main = self._shards(self.config.data, self.dataset, self.transforms, rank, world_size)
+        parts = mixed_in(self.config.data)
+        if not parts:
+            return main
+        loaders = [main]
+        for name, part in parts.items():
+            path = self.experiment.record["data"]["mix"][name]["path"]
+            transforms = build_set(part.batch_transforms, f"data.mix.{name}.batch_transforms")
+            loaders.append(self._shards(part, path, list(transforms.values()), rank, world_size))
+        weights = [self.config.data.weight, *(part.weight for part in parts.values())]
+        return MixedLoader(loaders, weights, self.config.seed)
+
+    def _shards(
+        self, data: DictConfig, location: Path | str, transforms: Transforms, rank: int, world_size: int
+    ) -> ShardLoader:
         cfg = self.config
         return ShardLoader(
-            self.dataset,
+            location,
             "train",
             cfg.trainer.global_batch_size,
             rank=rank,
             world_size=world_size,
             micro_batch=cfg.trainer.micro_batch_size,
             seed=cfg.seed,
-            lanes=cfg.data.loader.lanes,
-            window_bytes=cfg.data.loader.window_bytes,
-            threads=cfg.data.loader.threads,
-            transforms=self.transforms,
-            cache=cache_of(cfg.data),
+            lanes=data.loader.lanes,
+            window_bytes=data.loader.window_bytes,
+            threads=data.loader.threads,
+            transforms=transforms,
+            cache=cache_of(data),
         )
 
     def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> EvalLoader:

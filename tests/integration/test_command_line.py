@@ -43,6 +43,10 @@ def test_unknown_flags_and_runs_are_named(command: Command) -> None:
     missing = command("runs", "show", "no-such-run", module=True)
     assert missing.returncode == 2
     assert "there is no run `no-such-run`" in missing.stderr
+    null = command("recipe=null")
+    assert null.returncode == 2
+    assert "put ~ before it" in null.stderr
+    assert "Traceback" not in null.stderr
     nowhere = command("--config-dir", "no/such/folder", "model=vit")
     assert nowhere.returncode == 2
     assert "Traceback" not in nowhere.stderr
