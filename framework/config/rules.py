@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .machine import has_package
 from .mixture import mixed_in
 
 Problem = tuple[str, str]
@@ -69,6 +70,10 @@ def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
 def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
     """What leaves the machine is encrypted: a cluster elsewhere is reached by TLS."""
     dask, loopback = cfg.data.dask, ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
+    if dask.scheduler.value == "slurm" and not has_package("dask_jobqueue"):
+        yield "data.dask.scheduler", "slurm needs `dask_jobqueue`: pip install 'declarative-experiments[slurm]'"
+    if dask.options and dask.scheduler.value != "slurm":
+        yield "data.dask.options", "has no effect without data.dask.scheduler=slurm"
     if dask.address is None:
         return
     if dask.scheduler.value != "distributed":

@@ -56,6 +56,7 @@ class DaskScheduler(Enum):
     processes = "processes"
     synchronous = "synchronous"
     distributed = "distributed"
+    slurm = "slurm"
 
 
 class Mode(Enum):
@@ -112,9 +113,10 @@ class LoaderConfig:
 
 @dataclass
 class DaskConfig:
-    """Where ingest runs. `distributed` starts workers here, or uses the cluster at `address`.
+    """Where ingest runs: `distributed` starts workers here, or uses the cluster at `address`; `slurm` submits them.
 
-    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address.
+    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address. `options` are those of
+    `dask_jobqueue.SLURMCluster`: queue, account, walltime, job_script_prologue and so on.
     """
 
     scheduler: DaskScheduler = DaskScheduler.threads
@@ -122,6 +124,7 @@ class DaskConfig:
     memory_limit: str = "2GB"
     address: str | None = None
     tls: dict[str, str] = field(default_factory=dict)
+    options: Node = field(default_factory=dict)
 
 
 @dataclass

@@ -80,8 +80,9 @@ def prepare_dataset(data: DictConfig, work: Path = Path("outputs/datasets")) -> 
     location = location_of(data, version)
     if is_published(location):
         return location, False
-    with open_pool(data.dask) as pool:
-        folder, _ = ingest(recipe, work if is_url(location) else Path(data.store.root), pool)
+    root = work if is_url(location) else Path(data.store.root)
+    with open_pool(data.dask, root) as pool:
+        folder, _ = ingest(recipe, root, pool)
     if is_url(location):
         publish(folder, str(data.store.root))
     return location, True

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig
 
-from framework.config.components import as_plain
-from framework.errors import UserError
-from framework.record.console import progress, say
+from framework.record.console import progress
+
+from .clusters import existing_cluster, local_cluster, slurm_cluster
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,36 +84,22 @@ class DistributedPool:
 
 
 @contextmanager
-def open_pool(config: DictConfig) -> Iterator[Pool]:
+def open_pool(config: DictConfig, shared: Path) -> Iterator[Pool]:
     """Yield the pool that a `data.dask` node describes, and close it.
 
-    Raises:
-        UserError: when a cluster cannot be reached.
-    """
-    if config.scheduler.value != "distributed":
-        yield LocalPool(config.scheduler.value, config.workers)
-        return
-    from distributed import Client, LocalCluster
-    from distributed.security import Security
+    Args:
+        config: the node.
+        shared: a folder that all machines of a cluster see.
 
-    if config.address is None:
-        cluster = LocalCluster(
-            n_workers=config.workers,
-            threads_per_worker=1,
-            memory_limit=config.memory_limit,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        )
-        with cluster, Client(cluster) as client:
-            say(f"  Dask: {config.workers} workers of {config.memory_limit} memory, dashboard {client.dashboard_link}")
+    Raises:
+        UserError: when a cluster cannot be had.
+    """
+    scheduler = config.scheduler.value
+    if scheduler == "slurm":
+        with slurm_cluster(config, shared) as client:
             yield DistributedPool(client)
-        return
-    tls = as_plain(config.tls)
-    security = Security(require_encryption=True, **{f"tls_{k}": v for k, v in tls.items()}) if tls else None
-    try:
-        client = Client(config.address, security=security, timeout=30)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"data.dask.address: the cluster at {config.address} cannot be reached: {error}") from error
-    with client:
-        say(f"  Dask: {len(client.scheduler_info()['workers'])} workers at {config.address}")
-        yield DistributedPool(client)
+    elif scheduler != "distributed":
+        yield LocalPool(scheduler, config.workers)
+    else:
+        with existing_cluster(config) if config.address else local_cluster(config) as client:
+            yield DistributedPool(client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
             assert done.returncode == 0, done.stdout + done.stderr
             terminal.write_text(done.stdout)
     return Whole(outputs, RunRecord(outputs / "latest"), terminal.read_text())
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real SLURM of two virtual nodes on loopback; yields the folder of its configuration, logs and state."""
+    for program in ("slurmctld", "slurmd", "sbatch", "munged"):
+        need(program)
+    folder = tmp_path_factory.mktemp("slurm")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1] - 20)
+    script = str(HOME / "scripts" / "slurm_local")
+    up = subprocess.run(
+        [script, "up", str(folder), "2"], env={**os.environ, "SLURM_PORT": port}, capture_output=True, text=True
+    )
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield folder
+    finally:
+        subprocess.run([script, "down", str(folder)], check=True)
+        os.environ.pop("SLURM_CONF") if before is None else os.environ.update(SLURM_CONF=before)
 
 
 @contextmanager
