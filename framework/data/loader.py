@@ -7,8 +7,9 @@ Usable on its own:
         ...
 
 1. `Order` says which rows a window of each lane holds, and in which order batches take them.
-2. Reader threads fill the window: whole chunks, checked and decoded straight into place (`ShardReader`).
-3. While they fill the next one, batches are made from this one: one copy of rows by index for each field.
+2. Reader threads take chunk after chunk, checked and decoded (`ShardReader`), and put its rows where batches want them:
+   while the chunk is in the processor's cache, so that memory sees each row once.
+3. While they fill the next window, batches are views of this one.
 4. Batch transforms follow.
 
 There are few and long calls on purpose: what costs here is handing the interpreter's lock from thread to thread.
@@ -17,9 +18,11 @@ There are few and long calls on purpose: what costs here is handing the interpre
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from sys import getrefcount
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +34,7 @@ from framework.errors import DataError
 
 from .batch_transforms import Batch, BatchTransform, RandomTransform, apply
 from .manifest import offsets_of, values_of
-from .order import Order
+from .order import Indices, Order
 from .ragged import bounds, spans
 from .remote import ShardCache
 from .rows import Rows, row_keys
@@ -51,8 +54,8 @@ class ShardLoader:
         micro_batch: rows of a batch it yields; by default its whole share of the global batch.
         seed: what the order and random transforms are drawn from.
         lanes: see `Order`; must be divisible by `world_size`.
-        window_bytes: half of the memory that all ranks together use: two shuffle windows, the chunks that reach
-            from one into the next, and a batch or two. Fields that fit in 1/16 of it are kept in memory whole.
+        window_bytes: half of the memory that all ranks together use: two shuffle windows, a chunk for each lane, and a
+            batch or two. Fields that fit in 1/16 of it are kept in memory whole. Who keeps a batch keeps its window.
         threads: that read and decode; by default one for each core, at most 8.
         transforms: applied to each batch, in order.
         pin_memory: give batches in page-locked memory, for faster copies to a GPU.
@@ -102,7 +105,7 @@ class ShardLoader:
             raise DataError(f"{self.local_batch} rows a rank do not divide into micro-batches of {self.micro_batch}")
         self.epoch = 0
         self._micro_steps = 0  # micro-batches given in this epoch
-        self._free_buffers: list[tuple[Rows, Rows]] = []
+        self._windows: list[_Window] = []
         bounds = np.linspace(0, self.reader.rows % batch_size if keep_last else 0, world_size + 1).astype(int)
         self._tail = range(bounds[rank], bounds[rank + 1])  # this rank's rows of the last, short batch
         limit = window_bytes // RESIDENT_SHARE
@@ -143,28 +146,37 @@ class ShardLoader:
         order = self.order(self.epoch)
         per_batch = self.local_batch // self.micro_batch
         step, skip = divmod(self._micro_steps, per_batch)
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="reader") as readers:
-            for first, rows, taken in self._windows(readers, order, step // order.window_batches):
-                for i in range(step - first, len(taken)):
+        with (
+            ThreadPoolExecutor(self.threads, thread_name_prefix="reader") as readers,
+            closing(_ReadAhead(self, order, readers)) as ahead,
+        ):
+            while step < order.full_batches:
+                number = step // order.window_batches
+                first = number * order.window_batches
+                last = min(first + order.window_batches, order.full_batches)
+                window = ahead.take(number)
+                if last - first == 1:
+                    ahead.start(number + 1)
+                while step < last:
                     for part in range(skip, per_batch):
-                        here = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
-                        place = (first + i) * self.batch_size + self.rank * self.local_batch + here.start
-                        batch = self._make_batch(order, rows, taken[i][here], place)
+                        at = (step - first) * self.local_batch + part * self.micro_batch
+                        place = step * self.batch_size + self.rank * self.local_batch + part * self.micro_batch
+                        batch = self._make_batch(order, window, slice(at, at + self.micro_batch), place)
                         self._step()
                         yield batch
-                    skip = 0
-                step = first + len(taken)
+                        ahead.start(number + 1)  # now that nobody looks at the window before this one
+                    step, skip = step + 1, 0
         if self._tail and self.epoch == order.epoch:
             yield from self._short_batches(order, self._micro_steps - order.full_batches * per_batch)
 
     def _short_batches(self, order: Order, given: int) -> Iterator[Batch]:
         """Yield what this rank has of the rows that do not fill a global batch, after `given` batches of them."""
         runs, permutation = order.tail()
-        rows = _empty_rows(self.reader, len(permutation))
-        _Lane(self.reader, 0, self._resident).read(runs, rows, 0)
+        window = _Window(self.reader, len(permutation), 1)
+        _Lane(self.reader, 0, self._resident).read(runs, np.argsort(permutation), window.arrays, 0)
         for start in self._tail[given * self.micro_batch :: self.micro_batch]:
-            taken = permutation[start : min(start + self.micro_batch, self._tail.stop)]
-            batch = self._make_batch(order, rows, taken, order.full_batches * self.batch_size + start)
+            taken = slice(start, min(start + self.micro_batch, self._tail.stop))
+            batch = self._make_batch(order, window, taken, order.full_batches * self.batch_size + start)
             self._step()
             yield batch
 
@@ -173,76 +185,112 @@ class ShardLoader:
         if self._micro_steps == len(self):
             self.epoch, self._micro_steps = self.epoch + 1, 0
 
-    def _make_batch(self, order: Order, rows: Rows, taken: npt.NDArray[np.int64], place: int) -> Batch:
-        """Copy rows by index, and transform them; `place` is the first one's in the epoch."""
+    def _make_batch(self, order: Order, window: _Window, taken: slice, place: int) -> Batch:
+        """Take rows of a window, and transform them; `place` is the first one's in the epoch."""
         batch = {}
         for name, spec in self.reader.manifest.fields.items():
             if not spec.ragged:
-                batch[name] = self._gather(rows[name], taken)
+                batch[name] = self._give(window.arrays[name][taken])
                 continue
-            chosen = rows[offsets_of(name)][taken]
+            chosen = window.arrays[offsets_of(name)][taken]
             lengths = chosen[:, 1] - chosen[:, 0]
-            batch[values_of(name)] = self._gather(rows[values_of(name)], spans(chosen[:, 0], lengths))
+            index = spans(chosen[:, 0], lengths)
+            batch[values_of(name)] = self._give(np.take(window.arrays[values_of(name)], index, axis=0))
             batch[offsets_of(name)] = torch.from_numpy(bounds(lengths))
-        return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, place, len(taken)))
+        count = taken.stop - taken.start
+        return apply(self.transforms, batch, lambda: row_keys(self.seed, order.epoch, place, count))
 
-    def _gather(self, array: npt.NDArray, taken: npt.NDArray[np.int64]) -> torch.Tensor:
-        out = torch.empty((len(taken), *array.shape[1:]), dtype=_torch_dtype(array), pin_memory=self.pin_memory)
-        np.take(array, taken, axis=0, out=out.numpy(), mode="clip")  # "clip": straight into place
-        return out
-
-    def _windows(
-        self, readers: ThreadPoolExecutor, order: Order, first: int
-    ) -> Iterator[tuple[int, Rows, npt.NDArray[np.int64]]]:
-        """Yield the windows from number `first` on; while one is used, the next is read into the other of two buffers.
-
-        Yields:
-            the window's first step, its rows, and the rows that each step takes, [steps, rows of a step].
-        """
-        own = order.lane_count // self.world_size
-        rows = order.window_batches * order.lane_batch
-        buffers = (
-            self._free_buffers.pop()
-            if self._free_buffers
-            else (_empty_rows(self.reader, rows, own), _empty_rows(self.reader, rows, own))
-        )
-        lanes = [_Lane(self.reader, lane, self._resident) for lane in range(self.rank * own, (self.rank + 1) * own)]
-        count = -(-order.full_batches // order.window_batches)
-
-        def start(window: int) -> tuple[list[Future[None]], npt.NDArray[np.int64]]:
-            tasks, taken, offset = [], [], 0
-            for i, lane in enumerate(lanes):
-                runs, permutation = order.window_of(window, lane.number)
-                tasks.append(readers.submit(lane.read, runs, buffers[window % 2], offset, i / own))
-                taken.append(offset + permutation.reshape(-1, order.lane_batch))
-                offset += len(permutation)
-            return tasks, np.concatenate(taken, axis=1)
-
-        try:
-            ahead = start(first) if first < count else None
-            for window in range(first, count):
-                assert ahead is not None
-                tasks, taken = ahead
-                for task in tasks:
-                    task.result()
-                ahead = start(window + 1) if window + 1 < count else None
-                yield window * order.window_batches, buffers[window % 2], taken
-        finally:  # the readers have ended: nobody writes there any more
-            self._free_buffers.append(buffers)
+    def _give(self, rows: npt.NDArray) -> torch.Tensor:
+        found = torch.from_numpy(rows)
+        return found.pin_memory() if self.pin_memory else found
 
 
-def _torch_dtype(array: npt.NDArray) -> torch.dtype:
-    return torch.from_numpy(array[:0]).dtype
+class _Window:
+    """The rows of one window of all lanes of a rank, in the order in which batches take them.
+
+    Args:
+        reader: of the split.
+        rows: of each lane.
+        lanes: how many.
+    """
+
+    def __init__(self, reader: ShardReader, rows: int, lanes: int) -> None:
+        arrays = {n: reader.empty(n, rows * lanes) for n, spec in reader.manifest.fields.items() if not spec.ragged}
+        chunks = rows // reader.split.chunk_rows + 3  # begun at both ends, and the split's last, which may be short
+        for name, size in reader.split.chunk_values.items():
+            arrays[offsets_of(name)] = reader.empty(offsets_of(name), rows * lanes)
+            arrays[values_of(name)] = reader.empty(values_of(name), chunks * size * lanes)
+        self.arrays, self.busy = arrays, False
+
+    def is_free(self) -> bool:
+        """Return whether nobody fills it, and no batch that looks at it is alive: its arrays have no other owner."""
+        return not self.busy and all(getrefcount(self.arrays[name]) <= 2 for name in self.arrays)
 
 
-def _empty_rows(reader: ShardReader, rows: int, lanes: int = 1) -> Rows:
-    """Return memory for `rows` rows of each of so many lanes; for ragged values, what they may take at most."""
-    found = {n: reader.empty(n, rows * lanes) for n, spec in reader.manifest.fields.items() if not spec.ragged}
-    chunks = rows // reader.split.chunk_rows + 3  # begun at both ends, and the split's last, which may be short
-    for name, size in reader.split.chunk_values.items():
-        found[offsets_of(name)] = reader.empty(offsets_of(name), rows * lanes)
-        found[values_of(name)] = reader.empty(values_of(name), chunks * size * lanes)
-    return found
+class _ReadAhead:
+    """Has one window filled while another is used.
+
+    Args:
+        loader: whose windows are filled, and kept for later epochs.
+        order: of the epoch.
+        readers: the threads.
+    """
+
+    def __init__(self, loader: ShardLoader, order: Order, readers: ThreadPoolExecutor) -> None:
+        self.loader, self.order, self.readers = loader, order, readers
+        self.own = order.lane_count // loader.world_size
+        first = loader.rank * self.own
+        self.lanes = [_Lane(loader.reader, first + i, loader._resident) for i in range(self.own)]
+        self._started: tuple[int, _Window, list[Future[None]]] | None = None
+        self._used: _Window | None = None
+
+    def start(self, number: int) -> None:
+        """Begin to fill window `number`, if there is one and that has not been done."""
+        first = number * self.order.window_batches
+        if first >= self.order.full_batches or (self._started is not None and self._started[0] == number):
+            return
+        window = self._free_window()
+        window.busy = True
+        tasks = [self.readers.submit(self._fill, i, number, window) for i in range(self.own)]
+        self._started = number, window, tasks
+
+    def take(self, number: int) -> _Window:
+        """Return window `number` once it is filled, until the next one is taken."""
+        self.start(number)
+        assert self._started is not None
+        _, window, tasks = self._started
+        for task in tasks:
+            task.result()
+        if self._used is not None:
+            self._used.busy = False
+        self._used = window
+        return window
+
+    def close(self) -> None:
+        """Wait for what is being filled, and let all windows be used again."""
+        if self._started is not None:
+            wait(self._started[2])
+            self._started[1].busy = False
+        if self._used is not None:
+            self._used.busy = False
+
+    def _free_window(self) -> _Window:
+        known = self.loader._windows
+        for window in known:
+            if window.is_free():
+                return window
+        rows = self.order.window_batches * self.order.lane_batch
+        known.append(_Window(self.loader.reader, rows, self.own))
+        return known[-1]
+
+    def _fill(self, i: int, number: int, window: _Window) -> None:
+        """Fill one lane's share: `lane_batch` rows of every step."""
+        runs, permutation = self.order.window_of(number, self.lanes[i].number)
+        places = np.arange(len(permutation)).reshape(-1, self.order.lane_batch)
+        places += (np.arange(len(places))[:, None] * (self.own - 1) + i) * self.order.lane_batch
+        target = np.empty_like(permutation)
+        target[permutation] = places.reshape(-1)
+        self.lanes[i].read(runs, target, window.arrays, i / self.own)
 
 
 class _Lane:
@@ -256,50 +304,48 @@ class _Lane:
 
     def __init__(self, reader: ShardReader, number: int, resident: Rows) -> None:
         self.reader, self.number, self.resident = reader, number, resident
-        self._kept = {n: reader.empty(n, a.chunk_rows) for n, a in reader.arrays.items() if n not in resident}
-        self._kept_chunk = dict.fromkeys(self._kept, -1)
+        self._buffers = {n: reader.empty(n, a.chunk_rows) for n, a in reader.arrays.items() if n not in resident}
+        self._chunks = dict.fromkeys(self._buffers, -1)
 
-    def read(self, runs: Sequence[tuple[int, int]], buffers: Rows, at: int, share: float = 0.0) -> None:
-        """Read runs of stored rows, each within a chunk, one after another into the buffers.
+    def read(self, runs: Sequence[tuple[int, int]], target: Indices, arrays: Rows, share: float) -> None:
+        """Read runs of stored rows, each within a chunk, one after another.
 
         Args:
             runs: first and last row (exclusive) of each.
-            buffers: arrays by name.
-            at: the first row there.
+            target: where each row goes.
+            arrays: of the window, by name.
             share: of the memory for ragged values that is before this lane's.
         """
-        ragged = self.reader.split.chunk_values
-        values_at = {name: round(len(buffers[values_of(name)]) * share) for name in ragged}
+        values_at = {n: round(len(arrays[values_of(n)]) * share) for n in self.reader.split.chunk_values}
+        at = 0
         for first, last in runs:
+            here = target[at : at + last - first]
             for name, spec in self.reader.manifest.fields.items():
                 if not spec.ragged:
-                    self._read(name, first, last, buffers[name][at:])
+                    _flat(arrays[name])[here] = _flat(self._rows(name, first, last))
                     continue
-                offsets = buffers[offsets_of(name)][at : at + last - first]
-                self._read(offsets_of(name), first, last, offsets)
+                offsets = self._rows(offsets_of(name), first, last)
                 begin, end, to = int(offsets[0, 0]), int(offsets[-1, 1]), values_at[name]
-                self._read(values_of(name), begin, end, buffers[values_of(name)][to:])
-                offsets += to - begin
+                arrays[offsets_of(name)][here] = offsets + (to - begin)
+                arrays[values_of(name)][to : to + end - begin] = self._rows(values_of(name), begin, end)
                 values_at[name] = to + end - begin
             at += last - first
 
-    def _read(self, name: str, first: int, last: int, out: npt.NDArray) -> None:
-        """Read elements of an array that lie within a chunk to the front of `out`."""
-        if first == last:
-            return
-        if name in self.resident:
-            out[: last - first] = self.resident[name][first:last]
-            return
-        size = self.reader.arrays[name].chunk_rows
-        chunk, offset = divmod(first, size)
-        if last - first == size:
-            self.reader.read_chunk(name, chunk, out[:size])
-            return
-        if self._kept_chunk[name] != chunk:
-            self._kept_chunk[name] = -1
-            self.reader.read_chunk(name, chunk, self._kept[name])
-            self._kept_chunk[name] = chunk
-        out[: last - first] = self._kept[name][offset : offset + last - first]
+    def _rows(self, name: str, first: int, last: int) -> npt.NDArray:
+        """Return elements of an array that lie within a chunk, which is read unless it was the last one read."""
+        if name in self.resident or first == last:
+            return self.resident[name][first:last] if name in self.resident else self._buffers[name][:0]
+        chunk, offset = divmod(first, self.reader.arrays[name].chunk_rows)
+        if self._chunks[name] != chunk:
+            self._chunks[name] = -1
+            self.reader.read_chunk(name, chunk, self._buffers[name])
+            self._chunks[name] = chunk
+        return self._buffers[name][offset : offset + last - first]
+
+
+def _flat(rows: npt.NDArray) -> npt.NDArray:
+    """Return rows without their inner shape: NumPy copies them whole, and not line by line."""
+    return rows if rows.ndim == 1 else rows.reshape(len(rows), -1)
 
 
 class Resumable(Protocol):

@@ -125,3 +125,27 @@ def test_two_iterations_of_one_loader_at_once_do_not_mix(folder: Path) -> None:
     loader.load_state_dict({"epoch": 0, "consumed": 96})
     assert begun + [b["x"].tolist() for b in first] == whole
     assert second == whole
+
+
+def test_batches_that_are_kept_are_not_written_over(folder: Path) -> None:
+    loader = load(folder)
+    whole = [b["x"].clone() for b in loader]
+    loader = load(folder)
+    kept = [b["x"] for b in loader]
+    for a, b in zip(kept, whole, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_windows_are_used_again_and_iterators_side_by_side_have_their_own(folder: Path) -> None:
+    loader = load(folder)
+    whole = [b["x"].tolist() for b in load(folder)]
+    for _ in range(3):
+        for _batch in loader:
+            pass
+    assert len(loader._windows) <= 3
+    loader.load_state_dict({"epoch": 0, "consumed": 0})
+    first, second = iter(loader), iter(loader)
+    pairs = [(next(first)["x"], next(second)["x"]) for _ in range(5)]
+    first.close()
+    assert [a.tolist() for a, _ in pairs] == whole[:5]
+    assert [b.tolist() for _, b in pairs] == whole[1:6]  # it begins where the loader stands then
