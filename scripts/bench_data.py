@@ -46,7 +46,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from data_contenders import CASES, CONTENDERS, Case, InMemory, dataset, write_litdata, write_streaming
+from data_contenders import CASES, CONTENDERS, Case, InMemory, dataset, dispersion, write_litdata, write_streaming
 
 HOME = Path(__file__).resolve().parent.parent
 PEERS = HOME / ".venv-peers"
@@ -65,10 +65,18 @@ def measure(contender: str, option: str, case: Case, folder: Path) -> dict[str, 
     began = time.perf_counter()
     while len(rates) < EPOCHS and (len(rates) < 2 or time.perf_counter() - began < 40):
         start = time.perf_counter()
-        rows = epoch()
+        rows = sum(len(labels) for labels in epoch())
         rates.append(rows / (time.perf_counter() - start))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"rate": statistics.median(rates[1:]), "memory": (after - before) * 1024}
+
+
+def measure_quality(contender: str, option: str, folder: Path) -> dict[str, float]:
+    """Return how much more class counts of batches scatter than those of random ones: median and worst of epochs."""
+    case = CASES["sorted"]
+    epoch = CONTENDERS[contender][0](case, folder, option)
+    found = [dispersion(epoch(), case.batch) for _ in range(EPOCHS)]
+    return {"median": statistics.median(found), "worst": max(found, key=lambda x: abs(x - 1))}
 
 
 def measure_writing(contender: str, scale: int, folder: Path) -> dict[str, float]:
@@ -118,7 +126,7 @@ def main() -> None:
     """Measure everything, and print tables with ratios."""
     parser = argparse.ArgumentParser(description="Measure the loader and the ingest beside limits and peers.")
     parser.add_argument("--one", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--cases", nargs="*", default=["images", "tokens"], choices=["images", "tokens"])
     arguments = parser.parse_args()
     if arguments.one:
         kind, *rest = arguments.one
@@ -126,6 +134,8 @@ def main() -> None:
             dataset(CASES[rest[0]], Path(rest[2]), rest[1])
         elif kind == "read":
             print(json.dumps(measure(rest[0], rest[1], CASES[rest[2]], Path(rest[3]))))
+        elif kind == "quality":
+            print(json.dumps(measure_quality(rest[0], rest[1], Path(rest[2]))))
         else:
             print(json.dumps(measure_writing(rest[0], int(rest[1]), Path(rest[2]))))
         return
@@ -144,6 +154,13 @@ def main() -> None:
                     ratio = f"ours is {reference / found['rate']:.2f}x" if reference else ""
                     memory = f"{found['memory'] / 1e6:>7.0f} MB" if contender.startswith("ours") else ""
                     print(f"  {contender + ' ' + option:40}{found['rate']:>12,.0f}  {ratio:16}{memory}", flush=True)
+        print("\nrows sorted by class: chi-square of class counts in batches, over that of random batches (1 is ideal)")
+        shuffling = {"ours, codec": "zstd", **{n: o[0] for n, (_, o, peers) in CONTENDERS.items() if peers}}
+        for contender, option in shuffling.items():
+            quality = in_process("ours" not in contender, "quality", contender, option, folder)
+            if quality:
+                worst = f"worst of {EPOCHS}: {quality['worst']:.2f}"
+                print(f"  {contender:40}{quality['median']:>9.2f}  {worst}", flush=True)
         print("\nwriting images from memory: GB/s")
         writers = {"ours none": (1, 8), "ours zstd": (1, 8), "mosaicml-streaming": (8,), "litdata": (2,)}
         for contender, scales in writers.items():

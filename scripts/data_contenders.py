@@ -1,7 +1,7 @@
 """What `bench_data.py` measures: this loader, its limits and its peers, each as a function that runs one epoch.
 
-A contender is a function (case, folder, option) -> epoch; an epoch reads all samples and returns how many it saw. The
-peers' packages are imported inside, for they live in an environment of their own.
+A contender is a function (case, folder, option) -> epoch; an epoch reads all samples and yields the labels of each
+batch. The peers' packages are imported inside, for they live in an environment of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 BENCH = Path(__file__).with_name("bench_data.py")
+CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is read: the field, its shape and dtype, the batch."""
+    """What is read: the field, its shape and dtype, the batch; labels are random, or sorted to see shuffling work."""
 
     name: str
     field: str
@@ -31,18 +32,21 @@ class Case:
     dtype: str
     batch: int
     rows: int
+    sorted_labels: bool = False
 
     def arrays(self, rows: int | None = None) -> dict[str, np.ndarray]:
         """Return the data: values of which half the bits are random."""
         rng = np.random.default_rng(0)
         size = (rows or self.rows, *self.shape)
         values = rng.integers(0, 256, size, dtype=np.uint8) & 0xF0
-        return {self.field: values.astype(self.dtype), "label": rng.integers(0, 10, len(values)).astype(np.int64)}
+        labels = rng.integers(0, CLASSES, len(values)).astype(np.int64)
+        return {self.field: values.astype(self.dtype), "label": np.sort(labels) if self.sorted_labels else labels}
 
 
 CASES = {
     "images": Case("images", "image", (3, 32, 32), "uint8", 256, 100_000),
     "tokens": Case("tokens", "tokens", (1025,), "uint16", 32, 100_000),
+    "sorted": Case("sorted", "image", (3, 16, 16), "uint8", 256, 50_000, sorted_labels=True),
 }
 
 
@@ -73,12 +77,20 @@ class InMemory:
         return str(self.rows)
 
 
-Epoch = Callable[[], int]
+Epoch = Callable[[], Iterator[Any]]
 
 
-def consume(batches: Iterator[Any], first: Callable[[Any], Any]) -> int:
-    """Return how many rows some batches hold; `first` gives one field of a batch."""
-    return sum(len(first(batch)) for batch in batches)
+def of_each(batches: Iterable[Any], labels: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield the labels of each batch."""
+    return (labels(batch) for batch in batches)
+
+
+def dispersion(batches: Iterator[Any], size: int) -> float:
+    """Return Pearson's chi-square of class counts in full batches, over its mean for batches drawn at random (so 1)."""
+    full = [np.asarray(labels) for labels in batches if len(labels) == size]
+    counts = np.stack([np.bincount(labels, minlength=CLASSES) for labels in full])
+    expected = size * counts.sum(axis=0) / counts.sum()
+    return float((np.square(counts - expected) / expected).sum() / ((len(full) - 1) * (CLASSES - 1)))
 
 
 def ours(case: Case, folder: Path, codec: str) -> Epoch:
@@ -87,7 +99,7 @@ def ours(case: Case, folder: Path, codec: str) -> Epoch:
 
     subprocess.run([sys.executable, str(BENCH), "--one", "prepare", case.name, codec, str(folder)], check=True)
     loader = ShardLoader(dataset(case, folder, codec), "train", case.batch)
-    return lambda: consume(iter(loader), lambda b: b["label"])
+    return lambda: of_each(loader, lambda b: b["label"])
 
 
 def dataset(case: Case, folder: Path, codec: str, source: InMemory | None = None) -> Path:
@@ -109,10 +121,10 @@ def gather(case: Case, folder: Path, threads: str) -> Epoch:
     torch.set_num_threads(int(threads))
     arrays = {n: torch.from_numpy(a.astype("int16") if a.dtype == "uint16" else a) for n, a in case.arrays().items()}
 
-    def epoch() -> int:
+    def epoch() -> Iterator[Any]:
         order = torch.randperm(case.rows)
         batches = ({n: a.index_select(0, part) for n, a in arrays.items()} for part in order.split(case.batch))
-        return consume(batches, lambda b: b["label"])
+        return of_each(batches, lambda b: b["label"])
 
     return epoch
 
@@ -140,10 +152,10 @@ def codec(case: Case, folder: Path, _: str) -> Epoch:
         for chunk in chunks[number::threads]:
             Zstd().decode(chunk, outs[number])
 
-    def epoch() -> int:
+    def epoch() -> Iterator[Any]:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))
-        return case.rows
+        yield range(case.rows)
 
     return epoch
 
@@ -182,7 +194,7 @@ def memmap(case: Case, folder: Path, option: str) -> Epoch:
         if by == "batches"
         else DataLoader(Mapped(), case.batch, **options)
     )
-    return lambda: consume(iter(loader), lambda b: b[1])
+    return lambda: of_each(loader, lambda b: b[1])
 
 
 def naive_zarr(case: Case, folder: Path, workers: str) -> Epoch:
@@ -204,7 +216,7 @@ def naive_zarr(case: Case, folder: Path, workers: str) -> Epoch:
 
     rows = Rows()
     loader = DataLoader(rows, case.batch, sampler=RandomSampler(rows), num_workers=int(workers))
-    return lambda: consume(iter(loader), lambda b: b[1])
+    return lambda: of_each(loader, lambda b: b[1])
 
 
 def stub_torchvision() -> None:
@@ -232,7 +244,7 @@ def streaming(case: Case, folder: Path, workers: str) -> Epoch:
         write_streaming(case.arrays(), case, out)
     made = StreamingDataset(local=str(out), shuffle=True, batch_size=case.batch)
     loader = DataLoader(made, batch_size=case.batch, num_workers=int(workers))
-    return lambda: consume(iter(loader), lambda b: b["label"])
+    return lambda: of_each(loader, lambda b: b["label"])
 
 
 def write_streaming(arrays: dict[str, np.ndarray], case: Case, out: Path) -> None:
@@ -256,7 +268,7 @@ def litdata(case: Case, folder: Path, workers: str) -> Epoch:
     loader = StreamingDataLoader(
         StreamingDataset(str(out), shuffle=True, drop_last=True), batch_size=case.batch, num_workers=int(workers)
     )
-    return lambda: consume(iter(loader), lambda b: b["label"])
+    return lambda: of_each(loader, lambda b: b["label"])
 
 
 _RECORDS: tuple[dict[str, np.ndarray], str] = ({}, "")
@@ -298,7 +310,7 @@ def webdataset(case: Case, folder: Path, workers: str) -> Epoch:
     shards = [str(p) for p in sorted(out.glob("*.tar"))]
     made = wds.WebDataset(shards, shardshuffle=100, empty_check=False).shuffle(5000).decode().to_tuple("x.npy", "y.cls")
     loader = wds.WebLoader(made.batched(case.batch), batch_size=None, num_workers=int(workers))
-    return lambda: consume(iter(loader), lambda b: b[1])
+    return lambda: of_each(loader, lambda b: b[1])
 
 
 CONTENDERS: dict[str, tuple[Callable[[Case, Path, str], Epoch], list[str], bool]] = {

@@ -118,7 +118,7 @@ def ingest(recipe: Recipe, root: Path, pool: Pool | None = None) -> tuple[Path, 
         pieces = _make_pieces(recipe, staging, pool)
         splits = _make_shards(recipe, staging, pieces, pool)
         provenance = {"identity": identity, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, provenance)
+        manifest = Manifest(recipe.name, version, dict(recipe.fields), splits, recipe.codec, recipe.shuffle, provenance)
         shutil.rmtree(staging / "pieces")
         shutil.rmtree(staging / "shards")
         (staging / "boot").unlink()

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from sys import getrefcount
@@ -115,10 +116,11 @@ class ShardLoader:
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch; the same for any number of ranks."""
         split, row_bytes = self.reader.split, self.reader.row_bytes
-        order = Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, 1, self.seed, epoch)
+        group = split.shard_rows // split.chunk_rows if self.reader.manifest.shuffled else 1
+        order = Order(split.rows, split.chunk_rows, group, self.batch_size, self.lanes, 1, self.seed, epoch)
         beside = order.lane_count * split.chunk_rows + 2 * self.batch_size
         window = max(0, self.window_bytes * 7 // 8 // row_bytes - beside // 2) // order.lane_count
-        return Order(split.rows, split.chunk_rows, self.batch_size, self.lanes, window, self.seed, epoch)
+        return replace(order, window=window)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -285,7 +287,9 @@ class _ReadAhead:
 
     def _fill(self, i: int, number: int, window: _Window) -> None:
         """Fill one lane's share: `lane_batch` rows of every step."""
-        runs, permutation = self.order.window_of(number, self.lanes[i].number)
+        reader, lane = self.loader.reader, self.lanes[i].number
+        runs, permutation = self.order.window_of(number, lane)
+        reader.read_ahead(self.order.chunks_after(number, lane, reader.split.shard_rows))
         places = np.arange(len(permutation)).reshape(-1, self.order.lane_batch)
         places += (np.arange(len(places))[:, None] * (self.own - 1) + i) * self.order.lane_batch
         target = np.empty_like(permutation)

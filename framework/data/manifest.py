@@ -113,7 +113,8 @@ def values_of(name: str) -> str:
 class Manifest:
     """Everything that is known about a dataset version.
 
-    On disk it carries a checksum of itself.
+    `shuffled`: rows lie in an order shuffled at ingest, so that those of one shard are a random sample. On disk it
+    carries a checksum of itself.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Manifest:
     fields: dict[str, Field]
     splits: dict[str, Split]
     codec: Codec = "zstd"
+    shuffled: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -157,6 +159,7 @@ class Manifest:
                     for n, s in raw["splits"].items()
                 },
                 codec=raw["codec"],
+                shuffled=raw.get("shuffled", False),
                 provenance=raw["provenance"],
             )
         except FileNotFoundError:

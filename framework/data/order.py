@@ -1,10 +1,11 @@
 """The order of samples: a pure function of the split's layout, the seed and the epoch.
 
-Chunks are permuted and laid end to end as one line of rows. The line is cut into equal lanes (the last rows,
-fewer than a batch, make the short batch). Each lane is read in windows; rows are permuted within a window. Every
-global batch takes equally many rows from each lane, and a rank owns whole lanes: so the global batches are the
-same for any number of ranks that divides the lanes, a rank reads only its own share, and the state of a loader
-is a single position that can be reached without reading what lies before it.
+Chunks are permuted and laid end to end as one line of rows. Where rows were shuffled at ingest, it is shards that are
+permuted, and chunks within each: so few shards are in use at a time, and a rank needs no others than its own. The line
+is cut into equal lanes (the last rows, fewer than a batch, make the short batch). Each lane is read in windows; rows
+are permuted within a window. Every global batch takes equally many rows from each lane, and a rank owns whole lanes: so
+the global batches are the same for any number of ranks that divides the lanes, a rank reads only its own share, and the
+state of a loader is a single position that can be reached without reading what lies before it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Order:
     Args:
         rows: rows of the split.
         chunk_rows: rows of a chunk (the last chunk may be shorter).
+        group: so many chunks, one after another as they are stored, stay together in the line.
         batch: rows of a global batch.
         lanes: at most so many lanes; the greatest divisor common with `batch` is used.
         window: at most so many rows of each lane are shuffled together (rounded to whole batches).
@@ -34,6 +36,7 @@ class Order:
 
     rows: int
     chunk_rows: int
+    group: int
     batch: int
     lanes: int
     window: int
@@ -63,7 +66,10 @@ class Order:
     @cached_property
     def _chunks(self) -> Indices:
         count = -(-self.rows // self.chunk_rows)
-        return np.random.default_rng([self.seed, self.epoch, 0]).permutation(count)
+        rng = np.random.default_rng([self.seed, self.epoch, 0])
+        group_of = np.arange(count) // self.group
+        places = rng.permutation(int(group_of[-1]) + 1)
+        return np.lexsort((rng.random(count), places[group_of]))
 
     @cached_property
     def _starts(self) -> Indices:
@@ -83,6 +89,16 @@ class Order:
             first += length
             at += 1
         return found
+
+    def chunks_after(self, index: int, lane: int, rows: int) -> Indices:
+        """Return the chunks of the next `rows` rows of a lane after window `index`, in order."""
+        lane_rows = self.full_batches * self.lane_batch
+        first = lane * lane_rows + (index + 1) * self.window_batches * self.lane_batch
+        last = min(first + rows, (lane + 1) * lane_rows)
+        if first >= last:
+            return self._chunks[:0]
+        ends = np.searchsorted(self._starts, [first, last - 1], side="right")
+        return self._chunks[ends[0] - 1 : ends[1]]
 
     def window_of(self, index: int, lane: int) -> tuple[list[tuple[int, int]], Indices]:
         """Return what window `index` of a lane reads, and the permutation of the rows read."""

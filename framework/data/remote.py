@@ -6,20 +6,22 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from framework.errors import DataError
 from framework.record.console import progress
-from framework.record.files import write_atomic
+from framework.record.files import checksum, write_atomic
 
 from .files import file_system
 from .manifest import MANIFEST, Manifest, Shard
 
 DEFAULT_CACHE = Path("~/.cache/declarative-experiments/shards")
 DEFAULT_CACHE_BYTES = 20_000_000_000
-_BLOCK = 1 << 20
 
 
 def is_url(location: Path | str) -> bool:
@@ -107,19 +109,50 @@ class RemoteVersion:
     def _download(self, shard: Shard, file: Path) -> None:
         system, base = file_system(self.url)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        aside, digest = Path(name), hashlib.sha256()
+        os.close(handle)
+        aside = Path(name)
         try:
-            with os.fdopen(handle, "wb") as out, system.open(f"{base.rstrip('/')}/{shard.path}", "rb") as source:
-                while block := source.read(_BLOCK):
-                    digest.update(block)
-                    out.write(block)
-            if digest.hexdigest() != shard.sha256:
+            system.get_file(f"{base.rstrip('/')}/{shard.path}", name)
+            if checksum(aside) != shard.sha256:
                 raise DataError(f"shard `{self.url}/{shard.path}` is damaged: its checksum does not fit")
             aside.replace(file)
         except FileNotFoundError:
             raise DataError(f"shard `{self.url}/{shard.path}` is missing") from None
         finally:
             aside.unlink(missing_ok=True)
+
+
+class Fetching:
+    """Fetches shards ahead of their use.
+
+    Args:
+        version: where they come from.
+        threads: how many at once.
+    """
+
+    def __init__(self, version: RemoteVersion, threads: int = 4) -> None:
+        self.version = version
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+        self._lock = threading.Lock()
+        self._begun: dict[str, Future[Path]] = {}
+
+    def begin(self, shards: Iterable[Shard]) -> None:
+        """Fetch shards in the background, unless that has begun or they are here."""
+        with self._lock:
+            for shard in shards:
+                if shard.path not in self._begun and not _is_there(self.version.folder / shard.path, shard):
+                    self._begun[shard.path] = self._pool.submit(self.version.fetch, shard)
+
+    def fetch(self, shard: Shard) -> Path:
+        """Return a shard's local file, once it is here."""
+        with self._lock:
+            begun = self._begun.pop(shard.path, None)
+        if begun is not None:
+            begun.result()
+        return self.version.fetch(shard)  # it is here, unless the cache is too small and it had to go again
+
+    def __del__(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _is_there(file: Path, shard: Shard) -> bool:

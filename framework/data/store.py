@@ -18,12 +18,12 @@ from framework.errors import DataError
 
 from .manifest import Array, Codec, Manifest, Shard, Split, offsets_of, values_of
 from .ragged import Ragged, bounds
-from .remote import RemoteVersion, ShardCache, is_url
+from .remote import Fetching, RemoteVersion, ShardCache, is_url
 from .rows import Rows
 from .shard import ShardFile, encode_shard
 
 MIN_CHUNKS, MIN_CHUNK_ROWS = 64, 16
-OPEN_SHARDS = 256
+OPEN_SHARDS, OPEN_FETCHED_SHARDS = 256, 64  # what the cache has let go stays on the disk while it is open
 
 
 def layout(rows: int, row_bytes: int, chunk_bytes: int, shard_bytes: int) -> Split:
@@ -118,8 +118,8 @@ class ShardReader:
     def __init__(
         self, location: Path | str, split: str, only: Shard | None = None, cache: ShardCache | None = None
     ) -> None:
-        self._remote = RemoteVersion(str(location), cache or ShardCache()) if is_url(location) else None
-        self.folder = self._remote.folder if self._remote else Path(location)
+        self._remote = Fetching(RemoteVersion(str(location), cache or ShardCache())) if is_url(location) else None
+        self.folder = self._remote.version.folder if self._remote else Path(location)
         self.manifest = Manifest.read(self.folder)
         self.split = self.manifest.split(split)
         self.arrays = self.split.arrays(self.manifest.fields)
@@ -208,6 +208,14 @@ class ShardReader:
             raise DataError(f"shard `{path}` is damaged ({rows}): {error}; {self._remedy()}") from error
         return out
 
+    def read_ahead(self, chunks: npt.NDArray[np.int64]) -> None:
+        """Begin to fetch the shards that hold some chunks of rows, where they are not here; does not wait."""
+        if self._remote is None:
+            return
+        per_shard = self.split.shard_rows // self.split.chunk_rows
+        wanted = dict.fromkeys((chunks // per_shard).tolist())
+        self._remote.begin(self._shards[(field, index)] for index in wanted for field in self.arrays)
+
     def _file(self, field: str, index: int, shard: Shard, chunks: int) -> ShardFile:
         key = (field, index)
         with self._lock:
@@ -219,7 +227,7 @@ class ShardReader:
             file.open()
             with self._lock:
                 file = self._open.setdefault(key, file)
-                if len(self._open) > OPEN_SHARDS:
+                if len(self._open) > (OPEN_SHARDS if self._remote is None else OPEN_FETCHED_SHARDS):
                     self._open.popitem(last=False)
         return file
 

@@ -62,7 +62,7 @@ def test_validation_is_in_stored_order_and_whole(folder: Path) -> None:
 
 
 def test_the_order_is_a_permutation_in_windows_and_its_tail() -> None:
-    order = Order(rows=1003, chunk_rows=17, batch=32, lanes=8, window=12, seed=3, epoch=5)
+    order = Order(rows=1003, chunk_rows=17, group=1, batch=32, lanes=8, window=12, seed=3, epoch=5)
     seen: list[int] = []
     for lane in range(order.lane_count):
         for window in range(-(-order.full_batches // order.window_batches)):

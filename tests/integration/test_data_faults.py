@@ -10,7 +10,7 @@ pytestmark = pytest.mark.integration
 
 def test_no_fault_gets_through() -> None:
     done = subprocess.run(
-        [sys.executable, "scripts/fault_data.py", "--kills", "6", "--flips", "60"],
+        [sys.executable, "scripts/fault_data.py", "--kills", "6", "--flips", "60", "--memory", "0"],
         cwd=HOME,
         capture_output=True,
         text=True,

@@ -46,6 +46,17 @@ def test_batches_from_s3_are_those_from_disk_and_shards_are_fetched_once(
     assert len(list(ShardLoader(url, "train", 32, cache=cache))) == len(ShardLoader(folder, "train", 32))
 
 
+def test_a_rank_fetches_its_share_of_the_shards_only(published: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = published
+    shards = len(Manifest.read(folder).split("train").shards)
+    for rank in range(2):
+        cache = tmp_path / f"cache{rank}"
+        options = {"rank": rank, "world_size": 2, "window_bytes": 1024, "cache": ShardCache(cache)}
+        assert list(ShardLoader(url, "train", 32, **options))
+        fetched = [f for f in cache.rglob("c/*") if f.is_file() and f.name[0] != "."]
+        assert shards // 2 - 1 <= len(fetched) <= shards // 2 + 2
+
+
 def test_the_cache_stays_within_its_bound_and_right_for_several_readers(
     published: tuple[Path, str], tmp_path: Path
 ) -> None:
