@@ -291,7 +291,7 @@ def more_than_memory(megabytes: int, work: Path, _: Path) -> str:
     row_bytes = sum(f.value_bytes for f in recipe().fields.values())
     rows = 20 * megabytes * 1_000_000 // row_bytes
     source = Synthetic(rows, FIELDS, partition_rows=5000)
-    layout = {"chunk_bytes": Recipe.chunk_bytes, "shard_bytes": Recipe.shard_bytes}
+    layout: dict[str, Any] = {"chunk_bytes": Recipe.chunk_bytes, "shard_bytes": Recipe.shard_bytes}
     large = replace(recipe(), source=source, transforms=[], **layout)
     options: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": None, "threads_per_worker": 1}
     with (

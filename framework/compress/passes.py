@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from framework.training.fit import Workbench
+from framework.training.workbench import Workbench
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from framework.data.dataset import dataset_of
 from framework.models.saved import Change, SavedModel, load_model, save_model
 from framework.record.console import bytes_text, say
 from framework.record.experiment import Experiment
-from framework.training.fit import Workbench
+from framework.training.workbench import Workbench
 
 from .passes import CompressionPass, size_of_model
 

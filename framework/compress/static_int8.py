@@ -18,7 +18,7 @@ from torch import nn
 
 from framework.errors import UserError
 from framework.models.saved import export_program
-from framework.training.fit import Workbench
+from framework.training.workbench import Workbench
 
 from .passes import Compressed
 

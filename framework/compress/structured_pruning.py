@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from framework.errors import UserError
 from framework.models.structure import apply_structure, describe_structure, structure_changes
 from framework.record.console import say
-from framework.training.fit import Workbench, fit
+from framework.training.fit import fit
+from framework.training.workbench import Workbench
 
 from .passes import Compressed
 

@@ -9,6 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 
+def cpu_count() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Machine:
     """Facts that a config's requirements may name as `machine.<fact>`."""
@@ -25,8 +30,6 @@ class Machine:
 @cache
 def this_machine() -> Machine:
     """Return the facts of the machine this process runs on."""
-    from .resolvers import cpu_count
-
     devices = [p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(devices) if visible is None else min(len(devices), len([v for v in visible.split(",") if v.strip()]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from .machine import cpu_count, this_machine
 
 
 def stdlib_folder() -> str:
@@ -15,16 +16,17 @@ def stdlib_folder() -> str:
     return sysconfig.get_paths()["stdlib"]
 
 
-def cpu_count() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def rank_count() -> int:
+    """Return how many processes train together by default: one for each GPU here, two where there are fewer."""
+    return max(2, this_machine().gpus)
 
 
 def register_resolvers() -> None:
-    """Register `${stdlib:}`, `${cpus:}`, `${len:list}`, `${sum:a,b}`, `${mul:a,b}` and `${div:a,b}` (whole numbers)."""
+    """Register `${stdlib:}`, `${cpus:}`, `${ranks:}`, `${len:list}`, and `${sum:a,b}`, `${mul:a,b}`, `${div:a,b}`."""
     functions: dict[str, Callable[..., Any]] = {
         "stdlib": stdlib_folder,
         "cpus": cpu_count,
+        "ranks": rank_count,
         "len": len,
         "sum": lambda a, b: a + b,
         "mul": lambda a, b: a * b,

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .machine import has_package
+from .machine import has_package, this_machine
 from .mixture import mixed_in
 
 Problem = tuple[str, str]
@@ -67,6 +67,14 @@ def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
         )
 
 
+def devices_are_there(cfg: DictConfig) -> Iterator[Problem]:
+    """There are as many GPUs as processes that want one."""
+    gpus, strategy = this_machine().gpus, cfg.strategy
+    on_gpu = strategy.accelerator.value == "cuda" or (strategy.accelerator.value == "auto" and gpus)
+    if on_gpu and strategy.devices > gpus:
+        yield "strategy.devices", f"{strategy.devices} processes want a GPU each, and this machine has {gpus}"
+
+
 def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
     """What leaves the machine is encrypted: a cluster elsewhere is reached by TLS."""
     dask, loopback = cfg.data.dask, ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
@@ -117,6 +125,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
     runs_exist,
     fractions_make_a_whole,
     batches_divide,
+    devices_are_there,
     clusters_are_encrypted,
     mixtures_fit,
     modes_are_known,

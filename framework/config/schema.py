@@ -152,8 +152,25 @@ class DataConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """Which states of a training are kept: after each validation, and every so many steps beside.
+
+    The newest `keep` stay, and those of every `keep_every_n_steps`. `in_background`: training goes on while one is
+    written, at the cost of a copy in memory.
+    """
+
+    every_n_steps: int | None = None
+    keep: int = 2
+    keep_every_n_steps: int | None = None
+    in_background: bool = False
+
+
+@dataclass
 class TrainerConfig:
-    """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps."""
+    """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps.
+
+    `threads` are those of each process; `hang_s` is how long a rank may take for a step before it is named.
+    """
 
     max_epochs: int = 10
     max_steps: int = -1
@@ -164,6 +181,8 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     deterministic: bool = True
     threads: int | None = None
+    hang_s: float = 1800.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     _requires_: Node = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from sys import getrefcount
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from framework.config.resolvers import cpu_count
+from framework.config.machine import cpu_count
 from framework.errors import DataError
 
 from .batch_transforms import Batch, BatchTransform, RandomTransform, apply
@@ -407,7 +407,7 @@ class EvalLoader:
     Args:
         location: the dataset version's folder, or its URL.
         split: the split's name.
-        batch_size: rows of a batch on one rank.
+        batch_size: rows of a batch on one rank, at most.
         rank, world_size: which rows this loader gives.
         transforms: applied to each batch, in order.
         cache: where shards behind a URL are kept.
@@ -426,15 +426,18 @@ class EvalLoader:
     ) -> None:
         self.reader = ShardReader(location, split, cache=cache)
         bounds = np.linspace(0, self.reader.rows, world_size + 1).astype(int)
-        self.first, self.last = int(bounds[rank]), int(bounds[rank + 1])
-        self.batch_size, self.transforms = batch_size, transforms
+        count = -(-int(np.diff(bounds).max()) // batch_size)
+        self._bounds = np.linspace(bounds[rank], bounds[rank + 1], count + 1).astype(int).tolist()
+        self.transforms = transforms
+        if self.reader.rows < world_size:
+            raise DataError(f"split `{split}` has {self.reader.rows} rows, fewer than the {world_size} ranks")
 
     def __len__(self) -> int:
         """The number of batches."""
-        return -(-(self.last - self.first) // self.batch_size)
+        return len(self._bounds) - 1
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield all batches; the last one may be short."""
-        for first in range(self.first, self.last, self.batch_size):
-            rows = self.reader.read_rows(first, min(first + self.batch_size, self.last))
+        """Yield all batches, as many on every rank, which differ in size by one row at most."""
+        for first, last in pairwise(self._bounds):
+            rows = self.reader.read_rows(first, last)
             yield apply(self.transforms, {name: torch.from_numpy(array) for name, array in rows.items()}, None)

@@ -14,7 +14,7 @@ from framework.models.saved import SavedModel, load_model
 from framework.record.console import bytes_text, progress, say
 from framework.record.experiment import Experiment
 from framework.record.files import checksum, folder_aside, size_of, write_json
-from framework.training.fit import Workbench
+from framework.training.workbench import Workbench
 
 from .process import RuntimeProcess
 from .targets import ExportTarget

@@ -12,9 +12,9 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
-from framework.training.fit import Workbench
 from framework.training.module import scalars
 from framework.training.tasks import Task, forward
+from framework.training.workbench import Workbench
 
 from .process import RuntimeProcess
 

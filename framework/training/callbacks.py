@@ -6,20 +6,28 @@ at a boundary is all there is, and a run that goes on from it repeats and drops 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from framework.data.loader import EvalLoader
+from framework.data.loader import EvalLoader, Resumable
 from framework.errors import Preempted, UserError
 from framework.record.console import Advance, progress, say
 from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 
+from .checkpoints import CheckpointFolder
 from .module import TrainingModule
+from .state import Weights, gather_optimizer, gather_random, gather_weights, spread_optimizer, spread_random
+
+BEST = "best.safetensors"
 
 
 class StepCallback(pl.Callback):
@@ -78,69 +86,97 @@ class Validation(StepCallback):
 
 
 class Checkpoints(StepCallback):
-    """Keeps the last state (to go on from) and the best weights (to work on), each written aside and renamed.
+    """Keeps states (to go on from) and the best weights (to work on).
 
     Args:
-        folder: where to; `last.ckpt`, `best.safetensors`, `best.json`.
+        store: of the states; the best weights lie beside them, in `best.safetensors` and `best.json`.
+        loader: of the train split, whose position is part of a state.
+        found: the state to go on from; the model has its weights, and the loader its position, already.
         metric, mode: the validation metric by which weights are best.
+        every: steps between states, beside those after each validation; None for no others.
     """
 
-    def __init__(self, folder: Path, metric: str, mode: str) -> None:
-        self.folder, self.metric, self.sign = folder, metric, 1.0 if mode == "max" else -1.0
-        self.best: dict[str, float] = {}
-        self.best_step = -1
-        self._random_state: torch.Tensor | None = None
+    def __init__(
+        self,
+        store: CheckpointFolder,
+        loader: Resumable,
+        found: dict[str, Any] | None,
+        metric: str,
+        mode: str,
+        every: int | None = None,
+    ) -> None:
+        self.store, self.loader, self.metric, self.every = store, loader, metric, every
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.best: dict[str, float] = {} if found is None else found["best"]
+        self._found = found
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
+        if self._found is None:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        spread_optimizer(trainer, pl_module, self._found["optimizer"])
+        for config, state in zip(trainer.lr_scheduler_configs, self._found["schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
+        if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None and self._found["scaler"]:
+            scaler.load_state_dict(self._found["scaler"])
+        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self._found[
+            "step"
+        ]
+        spread_random(trainer, self._found["random"])
+        self._found = None
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if module.validated_step != step:
+        validated = module.validated_step == step
+        if validated:
+            if self.metric not in module.validation:
+                known = ", ".join(module.validation)
+                raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {known}")
+            if self._better(module.validation[self.metric]):
+                self.best = dict(module.validation)
+                self._save_best(gather_weights(trainer, module), trainer, step)
+        if validated or (self.every is not None and step % self.every == 0):
+            self.save(trainer, module)
+
+    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Write the whole state of training; every rank must call it."""
+        step = trainer.global_step
+        module.flush(step)
+        weights, optimizer = gather_weights(trainer, module), gather_optimizer(trainer, module)
+        random = gather_random(trainer)
+        if not trainer.is_global_zero:
             return
-        if self.metric not in module.validation:
-            known = ", ".join(module.validation)
-            raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {known}")
-        if self._better(module.validation[self.metric]):
-            self.best, self.best_step = dict(module.validation), step
-            if trainer.is_global_zero:
-                self._save_best(module)
-        self.save_last(trainer, module)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        state = {
+            "step": step,
+            "optimizer": optimizer,
+            "schedulers": [dict(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "random": random,
+            "loader": self.loader.state_dict(),
+            "best": self.best,
+        }
+        self.store.write(step, state, weights)
 
-    def save_last(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Write the whole state of training to `last.ckpt`."""
-        module.flush(trainer.global_step)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / ".last.ckpt"
-        trainer.save_checkpoint(aside)
-        if trainer.is_global_zero:
-            aside.replace(self.folder / "last.ckpt")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "random_state": torch.get_rng_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
-        self._random_state = state_dict["random_state"]
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.store.wait()
 
     def _better(self, value: float) -> bool:
         return not self.best or self.sign * value >= self.sign * self.best[self.metric]  # of equals, the later
 
-    def _save_best(self, module: TrainingModule) -> None:
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / ".best.safetensors"
-        weights = {n: t.detach().cpu().contiguous().clone() for n, t in module.model.state_dict().items()}
+    def _save_best(self, weights: Weights, trainer: pl.Trainer, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = self.store.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".{BEST}"
         save_file(weights, aside)
-        aside.replace(self.folder / "best.safetensors")
-        write_json(self.folder / "best.json", {"step": self.best_step, "metrics": self.best})
+        aside.replace(folder / BEST)
+        write_json(folder / "best.json", {"step": step, "metrics": self.best})
 
-    def load_best(self, module: TrainingModule) -> None:
-        """Put the best weights into the model."""
-        from safetensors.torch import load_file
 
-        module.model.load_state_dict(load_file(self.folder / "best.safetensors"))
+def load_best(model: nn.Module, folder: Path) -> None:
+    """Put the best weights of a training into the model."""
+    model.load_state_dict(load_file(folder / BEST), strict=False)
 
 
 class ProgressLine(StepCallback):
@@ -176,21 +212,56 @@ class ProgressLine(StepCallback):
 
 
 class StopOnSignal(StepCallback):
-    """Ends training at a step boundary once a signal has asked for it, after saving the state.
+    """Ends training at a step boundary once a signal has asked any rank for it, after saving the state.
+
+    Ranks tell each other in the background: what was asked at one boundary is agreed upon at the next, so that no step
+    waits for it.
 
     Args:
-        checkpoints: what saves it.
+        checkpoints: what saves the state.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
+        self._group: Any = None
+        self._asked: tuple[torch.Tensor, Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")  # also beside NCCL, so that a GPU is not waited for
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        requested = torch.tensor(0 if INTERRUPTS.requested is None else 1)
-        if trainer.world_size > 1:
-            requested = trainer.strategy.reduce(requested.to(module.device), reduce_op="sum")
-        if requested:
-            self.checkpoints.save_last(trainer, module)
-            why = f"stopped by {INTERRUPTS.requested or 'a signal'} at step {step}"
+        if not self._agreed(trainer):
+            return
+        self.checkpoints.save(trainer, module)
+        self.checkpoints.store.wait()
+        why = f"stopped by {INTERRUPTS.requested or 'a signal'} at step {step}"
+        if trainer.is_global_zero:
             say(f"  {why}; the state is saved")
-            raise Preempted(why)
+        raise Preempted(why)
+
+    def _agreed(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return INTERRUPTS.requested is not None
+        answer = False
+        if self._asked is not None:
+            flag, work = self._asked
+            work.wait()
+            answer = bool(flag)
+        flag = torch.tensor(0 if INTERRUPTS.requested is None else 1)
+        self._asked = flag, dist.all_reduce(flag, group=self._group, async_op=True)
+        return answer
+
+
+class Heartbeat(StepCallback):
+    """Says that a step is done, to whoever watches this rank.
+
+    Args:
+        beat: called with the step.
+    """
+
+    def __init__(self, beat: Callable[[int], None]) -> None:
+        self.beat = beat
+
+    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        self.beat(step)

@@ -8,7 +8,7 @@ from framework.record.console import say
 from framework.record.experiment import Experiment
 from framework.record.files import write_json
 
-from .fit import Workbench
+from .workbench import Workbench
 
 
 def run(experiment: Experiment) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
 from framework.errors import UserError
 
+from .strategies import shard
 from .tasks import Task, forward
 
 LogMetrics = Callable[[dict[str, float], int], None]
@@ -70,6 +72,7 @@ class TrainingModule(pl.LightningModule):
         self.last_loss = float("nan")
         self.validation: dict[str, float] = {}
         self.validated_step = -1
+        self._sharded = False
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.model))
@@ -87,7 +90,7 @@ class TrainingModule(pl.LightningModule):
         """Hand the mean loss since the last time, and the learning rate, to the trackers."""
         if not len(self._losses):
             return
-        self.last_loss = self._losses.mean()
+        self.last_loss = self._over_ranks(self._losses.mean())
         if not self.last_loss < float("inf"):
             raise UserError(
                 f"the training loss is {self.last_loss} by step {step}; "
@@ -96,6 +99,18 @@ class TrainingModule(pl.LightningModule):
         if self.global_rank == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._log({"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch}, step)
+
+    def _over_ranks(self, value: float) -> float:
+        """Return the mean over all ranks."""
+        if self.trainer.world_size == 1:
+            return value
+        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not self._sharded:
+            shard(self.model, strategy.device_mesh, str(self.trainer.precision_plugin.precision))
+            self._sharded = True
 
     def begin_validation(self) -> None:
         """Start from fresh metrics."""

@@ -8,7 +8,9 @@ from framework.models.saved import SavedModel, save_model
 from framework.record.console import say
 from framework.record.experiment import Experiment
 
-from .fit import Workbench, fit
+from .checkpoints import CheckpointFolder
+from .fit import fit
+from .workbench import Workbench
 
 
 def run(experiment: Experiment) -> None:
@@ -18,7 +20,7 @@ def run(experiment: Experiment) -> None:
     model = build(experiment.config.model, "model")
     parameters = sum(p.numel() for p in model.parameters())
     folder = experiment.folder / "checkpoints"
-    resumed = (folder / "last.ckpt").exists()
+    resumed = CheckpointFolder(folder).exists()
     fitted = fit(bench, model, folder, what="training", log=experiment.log, resume=True)
     trained = experiment.folder / "model" / "trained"
     save_model(SavedModel(model.eval(), as_plain(experiment.config.model)), trained, bench.example())

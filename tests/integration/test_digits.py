@@ -29,7 +29,7 @@ def test_the_run_directory_holds_what_is_promised(whole: Whole) -> None:
     folder = whole.record.folder
     for name in (
         "config.yaml", "overrides.txt", "run.json", "log.txt", "metrics.csv", "report.html",
-        "checkpoints/last.ckpt", "model/trained/weights.safetensors", "model/compressed/weights.safetensors",
+        "model/trained/weights.safetensors", "model/compressed/weights.safetensors",
         "export/onnx/model.onnx", "export/torch_export/model.pt2", "export/onnx/signature.json",
     ):  # fmt: skip
         assert (folder / name).is_file(), name

@@ -1,0 +1,238 @@
+"""Training on several ranks of this machine: starting their processes, watching them, and saying why one failed.
+
+The process that holds the run record starts `python -m framework.training.rank` once for each rank. Rank 0 sends
+metrics through a pipe; each rank leaves `ranks/rank_<n>.txt` (its output) and, when it ends badly,
+`ranks/rank_<n>.json` (why). When one dies, the others are ended; the first cause is the one that is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from framework.config.machine import cpu_count
+from framework.errors import Preempted, UserError
+from framework.record.files import write_json
+from framework.record.interrupts import INTERRUPTS
+
+from .callbacks import load_best
+from .loop import Fitted, Job
+from .module import LogMetrics
+from .workbench import Workbench
+
+POLL_S = 0.05
+LEAVE_S = 20.0  # for the others to end by themselves once one has failed
+KILL_S = 5.0
+
+
+class RankFailed(Exception):
+    """A rank ended with an error that is not the user's; the message holds its traceback."""
+
+
+def train_on_ranks(bench: Workbench, model: nn.Module, folder: Path, job: Job, log: LogMetrics) -> Fitted:
+    """Train a model on `strategy.devices` processes of this machine; on return it holds the best weights.
+
+    Raises:
+        Preempted: when a signal to this process or to any rank asked to stop; the state is saved.
+        UserError: what the user can mend, as the rank said it.
+        RankFailed: anything else, with the traceback of the rank that failed first.
+    """
+    cfg = bench.config
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / ".start.pt"
+    torch.save(model, start)
+    write_json(folder / ".job.json", {**asdict(job), "threads": _threads(bench)})
+    ranks = bench.experiment.folder / "ranks"
+    shutil.rmtree(ranks, ignore_errors=True)
+    ranks.mkdir()
+    result = folder / ".result.json"
+    result.unlink(missing_ok=True)
+    try:
+        with _pipe(log) as pipe, INTERRUPTS.deferred():
+            team = Team(
+                cfg.strategy.devices, ranks, [str(bench.experiment.folder), str(folder)], pipe, cfg.trainer.hang_s
+            )
+            with team:
+                team.watch()
+        load_best(model, folder)
+        return Fitted(**json.loads(result.read_text(encoding="utf-8")))
+    finally:
+        for file in (start, folder / ".job.json", result):
+            file.unlink(missing_ok=True)
+
+
+def _threads(bench: Workbench) -> int:
+    wanted: int | None = bench.config.trainer.threads
+    return wanted or max(1, cpu_count() // int(bench.config.strategy.devices))
+
+
+class Team:
+    """The processes of all ranks.
+
+    Args:
+        size: how many.
+        folder: for their output, and what they say when they fail.
+        arguments: of `python -m framework.training.rank`.
+        pipe: file descriptor to which rank 0 writes metrics.
+        hang_s: seconds without a step after which the rank that is behind is named.
+    """
+
+    def __init__(self, size: int, folder: Path, arguments: Sequence[str], pipe: int, hang_s: float) -> None:
+        self.size, self.folder, self.arguments, self.pipe, self.hang_s = size, folder, arguments, pipe, hang_s
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._beats = folder / "steps"
+        self._beats.write_bytes(bytes(8 * size))
+
+    def __enter__(self) -> Team:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        theirs, self._alive = os.pipe()  # closed when this process ends, whatever way: then the ranks end, too
+        for rank in range(self.size):
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "WORLD_SIZE": str(self.size),
+                "LOCAL_WORLD_SIZE": str(self.size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "run",
+                "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+            }
+            with (self.folder / f"rank_{rank}.txt").open("wb") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "framework.training.rank", *self.arguments, str(theirs), str(self.pipe)],
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=None if rank == 0 else output,
+                        stderr=output,
+                        pass_fds=[theirs, self.pipe],
+                        start_new_session=True,  # the terminal's signals come to this process, which hands them on
+                    )
+                )
+        os.close(theirs)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end(0.0)
+        os.close(self._alive)
+
+    def watch(self) -> None:
+        """Wait for all ranks; hand on signals; when a rank fails, end the others and raise its cause."""
+        told = False
+        ended: list[int] = []
+        progress, since = -1, time.monotonic()
+        while len(ended) < self.size:
+            time.sleep(POLL_S)
+            ended += [r for r, p in enumerate(self.processes) if r not in ended and p.poll() is not None]
+            if any(self.processes[r].returncode for r in ended):
+                self._end(LEAVE_S)
+                raise self._cause(ended)
+            if INTERRUPTS.requested is not None and not told:
+                self._signal(signal.SIGTERM)
+                told = True
+            slowest = min(self.steps())
+            if slowest != progress:
+                progress, since = slowest, time.monotonic()
+            elif time.monotonic() - since > self.hang_s:
+                raise RankFailed(self._describe_hang())
+
+    def steps(self) -> list[int]:
+        """Return the last step that each rank has done."""
+        return list(struct.unpack(f"{self.size}q", self._beats.read_bytes()))
+
+    def _describe_hang(self) -> str:
+        steps = self.steps()
+        behind = [r for r, step in enumerate(steps) if step == min(steps)]
+        others = "" if len(behind) == self.size else f"; the others wait at step {max(steps)}"
+        names = " and ".join(f"rank {r}" for r in behind)
+        return (
+            f"{names} has not ended a step for {self.hang_s:g} s, after step {min(steps)}{others}. "
+            f"Its output is in `{self.folder}`; for longer steps make trainer.hang_s larger"
+        )
+
+    def _signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _end(self, patience: float) -> None:
+        """End the ranks that still run: let them end, ask them, kill them."""
+        for number, seconds in ((None, patience), (signal.SIGKILL, KILL_S)):
+            if number is not None:
+                self._signal(number)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and any(p.poll() is None for p in self.processes):
+                time.sleep(POLL_S)
+
+    def _cause(self, first: Sequence[int]) -> Exception:
+        """Return why the ranks ended: what the user can mend, else a stop, else what happened first."""
+        said: dict[int, dict[str, Any]] = {}
+        for rank in range(self.size):
+            file = self.folder / f"rank_{rank}.json"
+            if file.exists():
+                said[rank] = json.loads(file.read_text(encoding="utf-8"))
+        for why in said.values():
+            if why["kind"] == "user":
+                return UserError(why["message"])
+        silent = [r for r in first if self.processes[r].returncode and r not in said]
+        if silent:
+            code = self.processes[silent[0]].returncode
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            tail = (self.folder / f"rank_{silent[0]}.txt").read_text(errors="replace").strip().splitlines()[-5:]
+            return RankFailed("\n".join([f"rank {silent[0]} {how}", *tail]))
+        if said and all(why["kind"] == "preempted" for why in said.values()):
+            return Preempted(next(iter(said.values()))["message"])
+        rank, why = min(((r, w) for r, w in said.items() if w["kind"] != "preempted"), key=lambda pair: pair[1]["time"])
+        return RankFailed(f"rank {rank}: {why['message']}\n{why['traceback']}")
+
+
+@contextmanager
+def _pipe(log: LogMetrics) -> Iterator[int]:
+    """Yield a file descriptor; the metrics that rank 0 writes to it, a line of JSON each, are logged."""
+    reading, writing = os.pipe()
+
+    def hand_on() -> None:
+        with os.fdopen(reading, encoding="utf-8") as lines:
+            for line in lines:
+                said = json.loads(line)
+                log(said["metrics"], said["step"])
+
+    thread = threading.Thread(target=hand_on, name="metrics")
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join()
+
+
+def heartbeat(file: Path, rank: int) -> Any:
+    """Return a function that writes a rank's step where `Team.steps` reads it."""
+    with file.open("r+b") as opened:
+        memory = mmap.mmap(opened.fileno(), 0)
+
+    def beat(step: int) -> None:
+        struct.pack_into("q", memory, 8 * rank, step)
+
+    return beat

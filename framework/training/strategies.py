@@ -1,0 +1,126 @@
+"""How several processes train one model: Lightning's strategies, made to run on CPUs (gloo) as on GPUs (NCCL).
+
+`strategy.plugin` in a config names one of these functions. What a strategy must give beyond Lightning's own contract
+is in `state.py`: the whole state of a training, by parameter name, whatever way it is spread over the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+TIMEOUT_S = 1800.0
+
+
+def ddp(timeout_s: float = TIMEOUT_S, find_unused_parameters: bool = False) -> DDPStrategy:
+    """Every rank has the whole model, and gradients are averaged (Li et al., VLDB 2020).
+
+    Args:
+        timeout_s: seconds after which a collective that not all ranks have joined is an error.
+        find_unused_parameters: for models that do not use all parameters in every step.
+    """
+    return DDPStrategy(
+        timeout=timedelta(seconds=timeout_s),
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=True,
+    )
+
+
+def fsdp2(timeout_s: float = TIMEOUT_S) -> ModelParallelStrategy:
+    """Parameters, gradients and optimizer state are spread over the ranks, block by block (PyTorch's `fully_shard`).
+
+    Args:
+        timeout_s: seconds after which a collective that not all ranks have joined is an error.
+    """
+    return ModelParallelStrategy(
+        data_parallel_size=int(os.environ.get("WORLD_SIZE", "1")),
+        tensor_parallel_size=1,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def deepspeed(
+    stage: int = 2,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
+    nvme_path: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    config: Mapping[str, Any] | None = None,
+) -> DeepSpeedStrategy:
+    """DeepSpeed's ZeRO (Rajbhandari et al., SC 2020).
+
+    Args:
+        stage: what is spread over the ranks: 1 optimizer state; 2 gradients, too; 3 parameters, too.
+        offload_optimizer, offload_parameters: keep these in the main memory.
+        nvme_path: keep what is offloaded on a disk there instead.
+        timeout_s: seconds after which a collective that not all ranks have joined is an error.
+        config: entries of DeepSpeed's own JSON, which win over those made here.
+    """
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = "nvme" if nvme_path else "cpu"
+    zero: dict[str, Any] = {"stage": stage}
+    for name, wanted in (("offload_optimizer", offload_optimizer), ("offload_param", offload_parameters)):
+        if wanted:
+            zero[name] = {"device": device, **({"nvme_path": nvme_path} if nvme_path else {})}
+    given = dict(config or {})
+    entries = {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **given,
+        "zero_optimization": {**zero, **given.get("zero_optimization", {})},
+    }
+    return (_DeepSpeedOnCPU if on_cpu else DeepSpeedStrategy)(
+        config=entries, timeout=timedelta(seconds=timeout_s), logging_level=30
+    )
+
+
+class _DeepSpeedOnCPU(DeepSpeedStrategy):
+    """Lightning refuses CPUs; DeepSpeed itself does not."""
+
+    def setup_environment(self) -> None:
+        import deepspeed.comm.torch  # noqa: F401
+
+        # a kernel for ranks that share memory, which would be compiled at every start; gloo does the same work
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        from lightning_fabric.utilities.seed import reset_seed
+
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", self.local_rank)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+    """Apply `fully_shard` to a model in place: each element of its module lists, then the rest.
+
+    Args:
+        model: the network.
+        mesh: Lightning's, with the axis `data_parallel`.
+        precision: Lightning's word; with `bf16-mixed` parameters are gathered in bfloat16, and gradients reduced in
+            float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16-mixed":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    blocks = [block for m in model.modules() if isinstance(m, nn.ModuleList) for block in m]
+    for block in blocks:
+        fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
+    fully_shard(model, mesh=mesh["data_parallel"], mp_policy=policy)
