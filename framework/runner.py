@@ -37,7 +37,11 @@ METRICS_OF: Mapping[Stage, tuple[str, ...]] = {
     Stage.compress: ("compress/",),
     Stage.export: ("export/", "eager/", "compressed/"),
 }
-_HOW_NOT_WHAT = ("stages", "from_run", "run_dir", "check", "outputs", "data.dask")
+_HOW_NOT_WHAT = (
+    "stages", "from_run", "run_dir", "check", "outputs", "data.dask", "strategy", "trainer.threads", "trainer.hang_s",
+    "trainer.checkpoint", "trainer.micro_batch_size",
+)  # fmt: skip
+"""Keys that may change when a run directory is continued: they say how it is run, and not what comes out."""
 
 
 def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:

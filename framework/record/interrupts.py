@@ -34,6 +34,11 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def take_back(self) -> None:
+        """Install the handlers again, after a library has put its own in front of them."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Hold requests back until a safe point."""

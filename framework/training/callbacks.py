@@ -227,6 +227,7 @@ class StopOnSignal(StepCallback):
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        INTERRUPTS.take_back()  # Lightning would end a rank that is signalled at once, and leave the others waiting
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")  # also beside NCCL, so that a GPU is not waited for
 

@@ -40,6 +40,7 @@ from .workbench import Workbench
 POLL_S = 0.05
 LEAVE_S = 20.0  # for the others to end by themselves once one has failed
 KILL_S = 5.0
+STARTUP_S = 300.0  # more for the first step: imports, compilation, the first shards
 
 
 class RankFailed(Exception):
@@ -154,7 +155,7 @@ class Team:
             slowest = min(self.steps())
             if slowest != progress:
                 progress, since = slowest, time.monotonic()
-            elif time.monotonic() - since > self.hang_s:
+            elif time.monotonic() - since > self.hang_s + (STARTUP_S if slowest == 0 else 0):
                 raise RankFailed(self._describe_hang())
 
     def steps(self) -> list[int]:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 TIMEOUT_S = 1800.0
+CPU_BUCKET = 4_000_000  # elements
 
 
 def ddp(timeout_s: float = TIMEOUT_S, find_unused_parameters: bool = False) -> DDPStrategy:
@@ -69,6 +70,8 @@ def deepspeed(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     device = "nvme" if nvme_path else "cpu"
     zero: dict[str, Any] = {"stage": stage}
+    if on_cpu:  # its defaults, made for GPUs, allocate gigabytes in every step
+        zero |= {"reduce_bucket_size": CPU_BUCKET, "allgather_bucket_size": CPU_BUCKET}
     for name, wanted in (("offload_optimizer", offload_optimizer), ("offload_param", offload_parameters)):
         if wanted:
             zero[name] = {"device": device, **({"nvme_path": nvme_path} if nvme_path else {})}
