@@ -46,6 +46,7 @@ class Case:
 CASES = {
     "images": Case("images", "image", (3, 32, 32), "uint8", 256, 100_000),
     "tokens": Case("tokens", "tokens", (1025,), "uint16", 32, 100_000),
+    "images_8x": Case("images_8x", "image", (3, 32, 32), "uint8", 256, 800_000),
     "sorted": Case("sorted", "image", (3, 16, 16), "uint8", 256, 50_000, sorted_labels=True),
 }
 
