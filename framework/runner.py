@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from framework.config.components import as_plain, build_set
 from framework.config.schema import Config, Stage
 from framework.errors import Preempted, UserError, reason_of
-from framework.record.catalogue import config_differences
+from framework.record.catalogue import config_differences, status_of
 from framework.record.console import duration_text, say, start_logging, stop_logging
 from framework.record.environment import describe_environment, git_diff
 from framework.record.experiment import Experiment, Tracker
@@ -38,8 +38,8 @@ METRICS_OF: Mapping[Stage, tuple[str, ...]] = {
     Stage.export: ("export/", "eager/", "compressed/"),
 }
 _HOW_NOT_WHAT = (
-    "stages", "from_run", "run_dir", "check", "outputs", "data.dask", "strategy", "trainer.threads", "trainer.hang_s",
-    "trainer.checkpoint", "trainer.micro_batch_size",
+    "stages", "from_run", "run_dir", "resume", "check", "outputs", "data.dask", "strategy",
+    "trainer.threads", "trainer.hang_s", "trainer.checkpoint", "trainer.micro_batch_size",
 )  # fmt: skip
 """Keys that may change when a run directory is continued: they say how it is run, and not what comes out."""
 
@@ -59,7 +59,8 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
         Preempted: a signal stopped it; the same run directory goes on.
     """
     earlier = RunRecord(Path(config.from_run)) if config.from_run else None
-    record = RunRecord.create(Path(config.outputs), config.name, Path(config.run_dir) if config.run_dir else None)
+    folder = Path(config.run_dir) if config.run_dir else unfinished(config) if config.resume == "auto" else None
+    record = RunRecord.create(Path(config.outputs), config.name, folder)
     with record.lock(), INTERRUPTS:
         record.begin()
         _describe(record, config, overrides, earlier)
@@ -103,6 +104,21 @@ def rerun(earlier: RunRecord, outputs: Path) -> RunRecord:
     return run(config, typed)
 
 
+def unfinished(config: DictConfig) -> Path | None:
+    """Return the newest run of the same config that did not end, or ended badly; nobody runs it now."""
+    for file in sorted(Path(config.outputs, config.name).glob("*/config.yaml"), reverse=True):
+        record = RunRecord(file.parent)
+        if status_of(record) not in ("completed", "running") and not _changed(file, config):
+            return record.folder
+    return None
+
+
+def _changed(file: Path, config: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Return what of a stored config is not as it is now, beside how it is run."""
+    found = config_differences(OmegaConf.load(file), OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
+    return {k: v for k, v in found.items() if not f"{k}.".startswith(tuple(f"{h}." for h in _HOW_NOT_WHAT))}
+
+
 def _finish(trackers: Sequence[Tracker], record: RunRecord) -> None:
     """Close the trackers; one that fails costs neither the run its result nor another tracker its end."""
     for tracker in trackers:
@@ -125,12 +141,9 @@ def _run_stage(experiment: Experiment, stage: Stage) -> None:
 def _describe(record: RunRecord, config: DictConfig, overrides: Sequence[str], earlier: RunRecord | None) -> None:
     """Write down what is run and on what, or make sure that a run that goes on is still the same."""
     file = record.folder / "config.yaml"
-    if file.exists():
-        changed = config_differences(OmegaConf.load(file), OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
-        changed = {k: v for k, v in changed.items() if not f"{k}.".startswith(tuple(f"{h}." for h in _HOW_NOT_WHAT))}
-        if changed:
-            lines = "\n".join(f"  {k}: {a} -> {b}" for k, (a, b) in changed.items())
-            raise UserError(f"run_dir: `{record.folder}` was begun with another config; take a new one:\n{lines}")
+    if file.exists() and (changed := _changed(file, config)):
+        lines = "\n".join(f"  {k}: {a} -> {b}" for k, (a, b) in changed.items())
+        raise UserError(f"run_dir: `{record.folder}` was begun with another config; take a new one:\n{lines}")
     write_atomic(file, OmegaConf.to_yaml(config, resolve=True))
     write_atomic(record.folder / "overrides.txt", "".join(f"{o}\n" for o in overrides))
     environment = describe_environment()

@@ -17,7 +17,7 @@ from .plugins import CONF, register
 
 CONFIG_NAME = "config"
 OVERRIDES_FILE = "overrides.txt"
-_NOT_INHERITED = ("stages", "from_run", "run_dir", "check")
+_NOT_INHERITED = ("stages", "from_run", "run_dir", "resume", "check")
 
 
 def compose_experiment(overrides: Sequence[str] = (), config_dir: Path | None = None) -> tuple[DictConfig, Origins]:

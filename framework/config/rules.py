@@ -37,6 +37,13 @@ def runs_exist(cfg: DictConfig) -> Iterator[Problem]:
         )
 
 
+def weights_exist(cfg: DictConfig) -> Iterator[Problem]:
+    """`trainer.start_from` is there."""
+    start = cfg.trainer.start_from
+    if start is not None and not Path(start).expanduser().exists():
+        yield "trainer.start_from", f"there is no `{start}`; give a run, a checkpoint's folder or a safetensors file"
+
+
 def fractions_make_a_whole(cfg: DictConfig) -> Iterator[Problem]:
     """The split's fractions are positive and add up to 1."""
     fractions = cfg.data.split.fractions
@@ -114,6 +121,8 @@ def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:
     """Plain words that the framework reads are words it knows."""
     if cfg.check.lower() not in CHECK_MODES:
         yield "check", f"must be one of {', '.join(CHECK_MODES)}"
+    if cfg.resume not in (None, "auto"):
+        yield "resume", "must be auto, or left out"
     if cfg.measure.on_mismatch not in ("fail", "warn"):
         yield "measure.on_mismatch", "must be fail or warn"
     if cfg.trainer.max_epochs == -1 and cfg.trainer.max_steps == -1:
@@ -123,6 +132,7 @@ def modes_are_known(cfg: DictConfig) -> Iterator[Problem]:
 RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
     stages_have_what_they_need,
     runs_exist,
+    weights_exist,
     fractions_make_a_whole,
     batches_divide,
     devices_are_there,

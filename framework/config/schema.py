@@ -169,7 +169,10 @@ class CheckpointConfig:
 class TrainerConfig:
     """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps.
 
-    `threads` are those of each process; `hang_s` is how long a rank may take for a step before it is named.
+    `patience`: training ends after so many validations without a better one. `time_budget_s`: it ends after so many
+    seconds. `ema_decay`: a moving average of the weights is judged and kept. `start_from`: the weights to begin with,
+    of a run, a checkpoint or a safetensors file. `threads` are those of each process; `hang_s` is how long a rank may
+    take for a step before it is named.
     """
 
     max_epochs: int = 10
@@ -179,6 +182,10 @@ class TrainerConfig:
     gradient_clip: float | None = 1.0
     validate_every_n_steps: int | None = None
     log_every_n_steps: int = 10
+    patience: int | None = None
+    time_budget_s: float | None = None
+    ema_decay: float | None = None
+    start_from: str | None = None
     deterministic: bool = True
     threads: int | None = None
     hang_s: float = 1800.0
@@ -230,6 +237,7 @@ class Config:
     stages: list[Stage] = field(default_factory=lambda: list(Stage))
     from_run: str | None = None
     run_dir: str | None = None
+    resume: str | None = None
     outputs: str = "outputs"
     check: str = "before"
 

@@ -24,6 +24,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from sys import getrefcount
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -382,6 +383,8 @@ class Steps:
 
     def __init__(self, loader: Resumable, total: int) -> None:
         self.loader, self.total = loader, total
+        self.waited = 0.0
+        """Seconds that batches were waited for, so far."""
 
     def __len__(self) -> int:
         """The number of batches, those already given included."""
@@ -398,7 +401,11 @@ class Steps:
     def __iter__(self) -> Iterator[Batch]:
         """Yield what is left."""
         while (left := self.total - self.loader.position) > 0:
-            yield from islice(self.loader, left)
+            began = perf_counter()
+            for batch in islice(self.loader, left):
+                self.waited += perf_counter() - began
+                yield batch
+                began = perf_counter()
 
 
 class EvalLoader:

@@ -6,76 +6,82 @@ at a boundary is all there is, and a run that goes on from it repeats and drops 
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from framework.data.loader import EvalLoader, Resumable
-from framework.errors import Preempted, UserError
-from framework.record.console import Advance, progress, say
-from framework.record.files import write_json
-from framework.record.interrupts import INTERRUPTS
+from framework.data.loader import EvalLoader, Steps
+from framework.record.console import Advance, progress
 
-from .checkpoints import CheckpointFolder
+from .averaging import Averaging
 from .module import TrainingModule
-from .state import Weights, gather_optimizer, gather_random, gather_weights, spread_optimizer, spread_random
-
-BEST = "best.safetensors"
-
-
-class StepCallback(pl.Callback):
-    """Calls `on_step` once the optimizer has stepped, however many micro-batches that took."""
-
-    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        """React to optimizer step `step`, counted from 1."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_step(trainer, pl_module, trainer.global_step)
+from .step import StepCallback
 
 
 class MetricsLog(StepCallback):
-    """Hands the training metrics to the trackers every so many steps.
+    """Hands the training metrics to the trackers every so many steps, with rates since the last time.
 
     Args:
         every: steps.
+        steps: the training's batches, which know how long they were waited for.
+        rows: of a global batch.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, every: int, steps: Steps, rows: int) -> None:
+        self.every, self.steps, self.rows = every, steps, rows
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer.global_step)
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if step % self.every == 0:
-            module.flush(step)
+        if step % self.every:
+            return
+        seconds, steps = time.perf_counter() - self._since, step - self._step
+        tokens = module.take_tokens() * trainer.world_size
+        rates = {
+            "train/samples_per_s": steps * self.rows / seconds,
+            "train/waiting_for_data": (self.steps.waited - self._waited) / seconds,
+            "train/memory_gb": _memory() / 1e9,
+        }
+        module.flush(step, {**rates, **({"train/tokens_per_s": tokens / seconds} if tokens else {})})
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self._since, self._step, self._waited = time.perf_counter(), step, self.steps.waited
+
+
+def _memory() -> int:
+    """Return the most memory that this process has taken, in bytes: the GPU's where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Validation(StepCallback):
-    """Judges the model on the validation split every so many steps, and after the last.
+    """Judges the model (its averaged weights, where they are kept) every so many steps, and after the last.
 
     Args:
         loader: of the validation split.
         every: steps.
+        averaging: keeps the averaged weights, or None.
     """
 
-    def __init__(self, loader: EvalLoader, every: int) -> None:
-        self.loader, self.every = loader, every
+    def __init__(self, loader: EvalLoader, every: int, averaging: Averaging | None = None) -> None:
+        self.loader, self.every, self.averaging = loader, every, averaging
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if step % self.every and step != trainer.max_steps:
-            return
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.judge(trainer, module, step)
+
+    def judge(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        """Judge the model now; every rank must call it."""
         module.flush(step)
         module.eval()
-        with torch.inference_mode():
+        with self.averaging.applied(module) if self.averaging else nullcontext(), torch.no_grad():
             module.begin_validation()
             for index, batch in enumerate(self.loader):
                 batch = trainer.precision_plugin.convert_input(batch)
@@ -83,100 +89,6 @@ class Validation(StepCallback):
                 trainer.strategy.validation_step(batch, index)
             module.end_validation(step)
         module.train()
-
-
-class Checkpoints(StepCallback):
-    """Keeps states (to go on from) and the best weights (to work on).
-
-    Args:
-        store: of the states; the best weights lie beside them, in `best.safetensors` and `best.json`.
-        loader: of the train split, whose position is part of a state.
-        found: the state to go on from; the model has its weights, and the loader its position, already.
-        metric, mode: the validation metric by which weights are best.
-        every: steps between states, beside those after each validation; None for no others.
-    """
-
-    def __init__(
-        self,
-        store: CheckpointFolder,
-        loader: Resumable,
-        found: dict[str, Any] | None,
-        metric: str,
-        mode: str,
-        every: int | None = None,
-    ) -> None:
-        self.store, self.loader, self.metric, self.every = store, loader, metric, every
-        self.sign = 1.0 if mode == "max" else -1.0
-        self.best: dict[str, float] = {} if found is None else found["best"]
-        self._found = found
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._found is None:
-            return
-        assert isinstance(pl_module, TrainingModule)
-        spread_optimizer(trainer, pl_module, self._found["optimizer"])
-        for config, state in zip(trainer.lr_scheduler_configs, self._found["schedulers"], strict=True):
-            config.scheduler.load_state_dict(state)
-        if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None and self._found["scaler"]:
-            scaler.load_state_dict(self._found["scaler"])
-        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self._found[
-            "step"
-        ]
-        spread_random(trainer, self._found["random"])
-        self._found = None
-
-    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        validated = module.validated_step == step
-        if validated:
-            if self.metric not in module.validation:
-                known = ", ".join(module.validation)
-                raise UserError(f"task.monitor: the task has no metric `{self.metric}`; it has {known}")
-            if self._better(module.validation[self.metric]):
-                self.best = dict(module.validation)
-                self._save_best(gather_weights(trainer, module), trainer, step)
-        if validated or (self.every is not None and step % self.every == 0):
-            self.save(trainer, module)
-
-    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Write the whole state of training; every rank must call it."""
-        step = trainer.global_step
-        module.flush(step)
-        weights, optimizer = gather_weights(trainer, module), gather_optimizer(trainer, module)
-        random = gather_random(trainer)
-        if not trainer.is_global_zero:
-            return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        state = {
-            "step": step,
-            "optimizer": optimizer,
-            "schedulers": [dict(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "random": random,
-            "loader": self.loader.state_dict(),
-            "best": self.best,
-        }
-        self.store.write(step, state, weights)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.store.wait()
-
-    def _better(self, value: float) -> bool:
-        return not self.best or self.sign * value >= self.sign * self.best[self.metric]  # of equals, the later
-
-    def _save_best(self, weights: Weights, trainer: pl.Trainer, step: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = self.store.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{BEST}"
-        save_file(weights, aside)
-        aside.replace(folder / BEST)
-        write_json(folder / "best.json", {"step": step, "metrics": self.best})
-
-
-def load_best(model: nn.Module, folder: Path) -> None:
-    """Put the best weights of a training into the model."""
-    model.load_state_dict(load_file(folder / BEST), strict=False)
 
 
 class ProgressLine(StepCallback):
@@ -209,49 +121,6 @@ class ProgressLine(StepCallback):
         if self._shown is not None:
             self._shown.__exit__(None, None, None)
             self._shown = None
-
-
-class StopOnSignal(StepCallback):
-    """Ends training at a step boundary once a signal has asked any rank for it, after saving the state.
-
-    Ranks tell each other in the background: what was asked at one boundary is agreed upon at the next, so that no step
-    waits for it.
-
-    Args:
-        checkpoints: what saves the state.
-    """
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-        self._group: Any = None
-        self._asked: tuple[torch.Tensor, Any] | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        INTERRUPTS.take_back()  # Lightning would end a rank that is signalled at once, and leave the others waiting
-        if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")  # also beside NCCL, so that a GPU is not waited for
-
-    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if not self._agreed(trainer):
-            return
-        self.checkpoints.save(trainer, module)
-        self.checkpoints.store.wait()
-        why = f"stopped by {INTERRUPTS.requested or 'a signal'} at step {step}"
-        if trainer.is_global_zero:
-            say(f"  {why}; the state is saved")
-        raise Preempted(why)
-
-    def _agreed(self, trainer: pl.Trainer) -> bool:
-        if trainer.world_size == 1:
-            return INTERRUPTS.requested is not None
-        answer = False
-        if self._asked is not None:
-            flag, work = self._asked
-            work.wait()
-            answer = bool(flag)
-        flag = torch.tensor(0 if INTERRUPTS.requested is None else 1)
-        self._asked = flag, dist.all_reduce(flag, group=self._group, async_op=True)
-        return answer
 
 
 class Heartbeat(StepCallback):

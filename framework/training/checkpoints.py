@@ -79,6 +79,11 @@ class CheckpointFolder:
             if self.keep_every is None or step_kept % self.keep_every:
                 shutil.rmtree(old, ignore_errors=True)
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers have left half written."""
+        for folder in self.folder.glob(".step_*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _found(self) -> Iterator[tuple[int, Path]]:
         """Yield step and folder of every checkpoint, newest first."""
         for folder in sorted(self.folder.glob("step_*"), reverse=True):

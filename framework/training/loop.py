@@ -20,9 +20,12 @@ from framework.config.components import build
 from framework.data.loader import Steps
 from framework.record.interrupts import INTERRUPTS
 
-from .callbacks import Checkpoints, Heartbeat, MetricsLog, ProgressLine, StopOnSignal, Validation, load_best
+from .averaging import Averaging
+from .callbacks import Heartbeat, MetricsLog, ProgressLine, Validation
 from .checkpoints import CheckpointFolder
 from .module import LogMetrics, TrainingModule
+from .saving import Checkpoints, load_best
+from .stopping import Stop
 from .workbench import Workbench
 
 
@@ -104,9 +107,15 @@ def train(
             default_root_dir=folder,
         )
         rank = trainer.global_rank
+        if rank == 0:
+            store.remove_leftovers()
         loader = bench.train_loader(rank, world)
         if found is not None:
             loader.load_state_dict(found[0]["loader"])
+        steps = Steps(loader, total * micro_batches)
+        averaging = Averaging(limits.ema_decay) if limits.ema_decay else None
+        every = limits.validate_every_n_steps or steps_per_epoch
+        validation = Validation(bench.eval_loader("val", rank, world), every, averaging)
         checkpoints = Checkpoints(
             store,
             loader,
@@ -114,18 +123,21 @@ def train(
             f"val/{bench.task.monitor}",
             bench.task.mode,
             limits.checkpoint.every_n_steps,
+            limits.patience,
+            averaging,
         )
         trainer.callbacks += [  # they act in this order
-            MetricsLog(limits.log_every_n_steps),
-            Validation(bench.eval_loader("val", rank, world), limits.validate_every_n_steps or steps_per_epoch),
+            *([averaging] if averaging is not None else []),
+            MetricsLog(limits.log_every_n_steps, steps, limits.global_batch_size),
+            validation,
             checkpoints,
             ProgressLine(job.what),
-            StopOnSignal(checkpoints),
+            Stop(validation, checkpoints, limits.time_budget_s),
             *([Heartbeat(beat)] if beat is not None else []),
         ]
         module.train()
         with INTERRUPTS.deferred():
-            trainer.fit(module, Steps(loader, total * micro_batches))
+            trainer.fit(module, steps)
     if world == 1:
         load_best(model, folder)
         model.cpu().float()  # it was trained in bfloat16 with bf16_true; what follows works on 32-bit floats

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
@@ -73,6 +75,8 @@ class TrainingModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.validated_step = -1
         self._sharded = False
+        self._gradient_norm: Tensor | None = None
+        self._tokens = 0
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.model))
@@ -84,10 +88,35 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.task.loss(forward(self.model, self.task, batch), batch)
         self._losses.add(loss)
+        first = batch[self.task.inputs[0]]
+        if first.ndim == 2 and not first.is_floating_point():
+            self._tokens += first.numel()
         return loss
 
-    def flush(self, step: int) -> None:
-        """Hand the mean loss since the last time, and the learning rate, to the trackers."""
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients, and keep it; DeepSpeed does both itself."""
+        if gradient_clip_val is not None and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            self._gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+
+    def take_tokens(self) -> int:
+        """Return how many tokens this rank has seen since the last time; 0 where rows are not tokens."""
+        seen, self._tokens = self._tokens, 0
+        return seen
+
+    def _norm(self) -> float | None:
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            found = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()
+            return None if found is None else float(found)
+        norm = self._gradient_norm
+        return None if norm is None else float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def flush(self, step: int, further: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Hand the mean loss since the last time, learning rate, norm of the gradients and more to the trackers."""
         if not len(self._losses):
             return
         self.last_loss = self._over_ranks(self._losses.mean())
@@ -96,9 +125,11 @@ class TrainingModule(pl.LightningModule):
                 f"the training loss is {self.last_loss} by step {step}; "
                 "a smaller optimizer.lr, trainer.gradient_clip or precision=fp32 may help"
             )
+        norm = self._norm()
         if self.global_rank == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._log({"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch}, step)
+            seen = {"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch, **further}
+            self._log(seen if norm is None else {**seen, "train/gradient_norm": norm}, step)
 
     def _over_ranks(self, value: float) -> float:
         """Return the mean over all ranks."""

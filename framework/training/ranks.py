@@ -28,13 +28,13 @@ import torch
 from torch import nn
 
 from framework.config.machine import cpu_count
-from framework.errors import Preempted, UserError
+from framework.errors import EXIT_DONE, EXIT_PREEMPTED, Preempted, UserError
 from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 
-from .callbacks import load_best
 from .loop import Fitted, Job
 from .module import LogMetrics
+from .saving import load_best
 from .workbench import Workbench
 
 POLL_S = 0.05
@@ -146,7 +146,7 @@ class Team:
         while len(ended) < self.size:
             time.sleep(POLL_S)
             ended += [r for r, p in enumerate(self.processes) if r not in ended and p.poll() is not None]
-            if any(self.processes[r].returncode for r in ended):
+            if any(self.processes[r].returncode not in (EXIT_DONE, EXIT_PREEMPTED) for r in ended):
                 self._end(LEAVE_S)
                 raise self._cause(ended)
             if INTERRUPTS.requested is not None and not told:
@@ -157,6 +157,8 @@ class Team:
                 progress, since = slowest, time.monotonic()
             elif time.monotonic() - since > self.hang_s + (STARTUP_S if slowest == 0 else 0):
                 raise RankFailed(self._describe_hang())
+        if any(p.returncode for p in self.processes):
+            raise self._cause(ended)
 
     def steps(self) -> list[int]:
         """Return the last step that each rank has done."""

@@ -28,6 +28,23 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, final: float 
     return LambdaLR(optimizer, factor)
 
 
+def wsd(optimizer: Optimizer, steps: int, warmup: float = 0.05, decay: float = 0.2, final: float = 0.0) -> LambdaLR:
+    """Rise linearly, stay, then fall linearly at the end (warm-up, stable, decay; Hu et al., 2024).
+
+    Args:
+        optimizer, steps, warmup, final: as for `cosine`.
+        decay: share of the steps in which the rate falls.
+    """
+    rise, fall = max(1, round(steps * warmup)), max(1, round(steps * decay))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 1 - (1 - final) * min(1.0, max(0.0, (step - (steps - fall)) / fall))
+
+    return LambdaLR(optimizer, factor)
+
+
 def linear(optimizer: Optimizer, steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
     """Rise linearly, then fall linearly; arguments as for `cosine`."""
     rise = max(1, round(steps * warmup))

@@ -12,8 +12,14 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
 
 from framework.data.batch_transforms import Batch
 
@@ -98,6 +104,99 @@ class Classification:
 
     def decide(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
+
+    def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
+        return {}
+
+
+@dataclass
+class MultiLabel:
+    """Any number of classes for each row.
+
+    Args:
+        classes: the number of classes.
+        inputs: fields given to the model.
+        target: field of zeros and ones, [batch, classes].
+        loss_name: the loss.
+        threshold: the probability from which on a class counts as found.
+        monitor, mode: see `Task`.
+    """
+
+    classes: int
+    inputs: Sequence[str] = ("image",)
+    target: str = "labels"
+    loss_name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
+    threshold: float = 0.5
+    monitor: str = "f1"
+    mode: Literal["max", "min"] = "max"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(outputs.float(), batch[self.target].float())
+
+    def metrics(self) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "f1": MultilabelF1Score(self.classes, self.threshold, average="micro"),
+            "precision": MultilabelPrecision(self.classes, self.threshold, average="micro"),
+            "recall": MultilabelRecall(self.classes, self.threshold, average="micro"),
+            "loss": MeanMetric(),
+        }
+        return MetricCollection(metrics, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        for name in ("f1", "precision", "recall"):
+            metrics[name].update(outputs.float().sigmoid(), batch[self.target].int())
+        metrics["loss"].update(self.loss(outputs, batch), weight=len(outputs))
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return outputs.float().sigmoid() >= self.threshold
+
+    def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
+        return {}
+
+
+@dataclass
+class Regression:
+    """Numbers for each row.
+
+    Args:
+        inputs: fields given to the model.
+        target: field of the right numbers, [batch, outputs] or, for one output, [batch].
+        loss_name: the loss.
+        decimals: to which two outputs must round alike to count as the same decision.
+        monitor, mode: see `Task`.
+    """
+
+    inputs: Sequence[str] = ("x",)
+    target: str = "y"
+    loss_name: Literal["mse", "mae", "huber"] = "mse"
+    decimals: int = 2
+    monitor: str = "rmse"
+    mode: Literal["max", "min"] = "min"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        losses = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+        return losses[self.loss_name](outputs.float(), self._target(outputs, batch))
+
+    def _target(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return batch[self.target].float().reshape(outputs.shape)
+
+    def metrics(self) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "rmse": MeanSquaredError(squared=False),
+            "mae": MeanAbsoluteError(),
+            "r2": R2Score(),
+            "loss": MeanMetric(),
+        }
+        return MetricCollection(metrics, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        target = self._target(outputs, batch)
+        for name in ("rmse", "mae", "r2"):
+            metrics[name].update(outputs.float().flatten(), target.flatten())
+        metrics["loss"].update(self.loss(outputs, batch), weight=len(outputs))
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return outputs.float().round(decimals=self.decimals)
 
     def illustrate(self, model: nn.Module, batch: Batch) -> Mapping[str, str]:
         return {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from framework.config.components import as_plain, build
 from framework.data.dataset import dataset_of
 from framework.models.saved import SavedModel, save_model
 from framework.record.console import say
 from framework.record.experiment import Experiment
 
+from .beginning import begin_from
 from .checkpoints import CheckpointFolder
 from .fit import fit
 from .workbench import Workbench
@@ -18,6 +21,8 @@ def run(experiment: Experiment) -> None:
     bench = Workbench(experiment, dataset_of(experiment))
     bench.seed()
     model = build(experiment.config.model, "model")
+    if experiment.config.trainer.start_from is not None:
+        begin_from(model, Path(experiment.config.trainer.start_from).expanduser())
     parameters = sum(p.numel() for p in model.parameters())
     folder = experiment.folder / "checkpoints"
     resumed = CheckpointFolder(folder).exists()

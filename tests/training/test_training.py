@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from framework.errors import Preempted, UserError
 from framework.record.run import RunRecord
 from framework.runner import rerun, run
-from framework.training.callbacks import StopOnSignal
 from framework.training.module import TrainingModule
+from framework.training.stopping import Stop
 from tests.conftest import Compose
 
 
@@ -55,15 +55,15 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(
     options = ["stages=[prepare,train]", "trainer.threads=1", f"trainer.micro_batch_size={micro_batch}"]
     undisturbed = run(small(*options))
     config = small(*options, f"run_dir={tmp_path}/stopped")
-    original = StopOnSignal.on_step
+    original = Stop.on_step
 
-    def send(self: StopOnSignal, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+    def send(self: Stop, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         if step == stop_at:
             signal.raise_signal(signal.SIGTERM)
         original(self, trainer, module, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "on_step", send)
+        patch.setattr(Stop, "on_step", send)
         with pytest.raises(Preempted, match=f"SIGTERM at step {stop_at}"):
             run(config)
     state = json.loads((tmp_path / "stopped" / "run.json").read_text())
