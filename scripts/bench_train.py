@@ -3,9 +3,9 @@
     .venv/bin/python scripts/bench_train.py
 
 Each contender is a process of its own, on one thread. *Step*: an MLP of 64-64-10 on batches of 64 digits, 3,000 steps,
-AdamW, gradients clipped, cosine schedule; ours logs ten metrics every 50 steps to a CSV file and reads its batches
-from shards, the others take theirs from a list. *GPT*: the recipe's model and data, bf16 on a GPU where there is one
-(`--model gpt_124m` there), against a bare loop of the same model and batches. *Waiting*: the share of the time for
+AdamW, gradients clipped, cosine schedule, batches from our loader for all; ours logs ten metrics every 50 steps to a CSV
+file. *GPT*: the recipe's model and data, bf16 on a GPU where there is one (`--model gpt_124m` there), against a bare
+loop of the same model and batches. *Waiting*: the share of the time for
 which the loop waited for batches. *Saving*: for how long training stands still for a checkpoint of 20 million
 parameters with AdamW's state, written at once or in the background.
 
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,11 @@ def ours(folder: Path, *overrides: str) -> dict[str, float]:
     return {"step": between(times, every), "waited": statistics.median(waited[1:])}
 
 
-def some_batches(bench: Any, count: int) -> list[Any]:
-    """Return batches in memory."""
-    loader = bench.train_loader()
-    found: list[Any] = []
-    while len(found) < count:
-        found += [{n: t.clone() for n, t in batch.items()} for batch in loader]
-    return found[:count]
+def batches_of(bench: Any) -> Any:
+    """Return the batches of the whole training, from shards, as our own loop takes them."""
+    from framework.data.loader import Steps
+
+    return Steps(bench.train_loader(), bench.config.trainer.max_steps)
 
 
 def bare(folder: Path, *overrides: str) -> dict[str, float]:
@@ -109,12 +107,11 @@ def bare(folder: Path, *overrides: str) -> dict[str, float]:
     steps = bench.config.trainer.max_steps
     optimizer = build(bench.config.optimizer, "optimizer")(parameter_groups(model))
     schedule = build(bench.config.scheduler, "scheduler")(optimizer, steps)
-    batches = some_batches(bench, 64)
     low = bench.config.precision.lightning == "bf16-mixed"
     times = []
     every = bench.config.trainer.log_every_n_steps
-    for i in range(steps):
-        batch = {n: t.to(device) for n, t in batches[i % len(batches)].items()}
+    for i, given in enumerate(batches_of(bench)):
+        batch = {n: t.to(device) for n, t in given.items()}
         optimizer.zero_grad()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
             loss = bench.task.loss(forward(model, bench.task, batch), batch)
@@ -131,23 +128,14 @@ def bare(folder: Path, *overrides: str) -> dict[str, float]:
 def lightning(folder: Path, *overrides: str, logged: int = 0) -> dict[str, float]:
     """Return seconds a step of a bare Lightning Trainer, with so many metrics logged by `self.log`."""
     import pytorch_lightning as pl
-    import torch
 
     from framework.config.components import build
     from framework.training.module import parameter_groups
     from framework.training.tasks import forward
 
     bench = bench_of(folder, *overrides)
-    batches = some_batches(bench, 64)
     steps, every = bench.config.trainer.max_steps, bench.config.trainer.log_every_n_steps
     times: list[float] = []
-
-    class Batches(torch.utils.data.IterableDataset):
-        def __len__(self) -> int:
-            return int(steps)
-
-        def __iter__(self) -> Iterator[Any]:
-            return (batches[i % len(batches)] for i in range(steps))
 
     class Plain(pl.LightningModule):
         def __init__(self) -> None:
@@ -168,11 +156,11 @@ def lightning(folder: Path, *overrides: str, logged: int = 0) -> dict[str, float
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, logger=pl.loggers.CSVLogger(str(folder)) if logged else False,
+        accelerator="cpu", max_epochs=1, max_steps=steps, use_distributed_sampler=False, logger=pl.loggers.CSVLogger(str(folder)) if logged else False,
         log_every_n_steps=50, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         gradient_clip_val=1.0,
     )  # fmt: skip
-    trainer.fit(Plain(), torch.utils.data.DataLoader(Batches(), batch_size=None))
+    trainer.fit(Plain(), batches_of(bench))
     return {"step": between(times, every)}
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -150,7 +150,7 @@ class ShardLoader:
         per_batch = self.local_batch // self.micro_batch
         step, skip = divmod(self._micro_steps, per_batch)
         with (
-            ThreadPoolExecutor(self.threads, thread_name_prefix="reader") as readers,
+            nullcontext() if self._is_resident else ThreadPoolExecutor(self.threads, "reader") as readers,
             closing(_ReadAhead(self, order, readers)) as ahead,
         ):
             while step < order.full_batches:
@@ -171,6 +171,10 @@ class ShardLoader:
                     step, skip = step + 1, 0
         if self._tail and self.epoch == order.epoch:
             yield from self._short_batches(order, self._micro_steps - order.full_batches * per_batch)
+
+    @property
+    def _is_resident(self) -> bool:
+        return self._resident.keys() == self.reader.arrays.keys()
 
     def _short_batches(self, order: Order, given: int) -> Iterator[Batch]:
         """Yield what this rank has of the rows that do not fill a global batch, after `given` batches of them."""
@@ -236,10 +240,10 @@ class _ReadAhead:
     Args:
         loader: whose windows are filled, and kept for later epochs.
         order: of the epoch.
-        readers: the threads.
+        readers: the threads; None where all data is in memory, and waking them costs more than they save.
     """
 
-    def __init__(self, loader: ShardLoader, order: Order, readers: ThreadPoolExecutor) -> None:
+    def __init__(self, loader: ShardLoader, order: Order, readers: ThreadPoolExecutor | None) -> None:
         self.loader, self.order, self.readers = loader, order, readers
         self.own = order.lane_count // loader.world_size
         first = loader.rank * self.own
@@ -254,7 +258,12 @@ class _ReadAhead:
             return
         window = self._free_window()
         window.busy = True
-        tasks = [self.readers.submit(self._fill, i, number, window) for i in range(self.own)]
+        tasks: list[Future[None]] = []
+        for i in range(self.own):
+            if self.readers is None:
+                self._fill(i, number, window)
+            else:
+                tasks.append(self.readers.submit(self._fill, i, number, window))
         self._started = number, window, tasks
 
     def take(self, number: int) -> _Window:

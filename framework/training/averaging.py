@@ -25,10 +25,9 @@ class Averaging(StepCallback):
         self.decay = decay
         self._average: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
+    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         if not self._average:
-            self._average = {n: p.detach().float().clone() for n, p in pl_module.model.named_parameters()}
+            self._average = {n: p.detach().float().clone() for n, p in module.model.named_parameters()}
 
     @torch.no_grad()
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:

@@ -34,7 +34,7 @@ class MetricsLog(StepCallback):
     def __init__(self, every: int, steps: Steps, rows: int) -> None:
         self.every, self.steps, self.rows = every, steps, rows
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         self._begin(trainer.global_step)
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
@@ -102,7 +102,7 @@ class ProgressLine(StepCallback):
         self.what = what
         self._shown: AbstractContextManager[Advance] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         if trainer.is_global_zero:
             self._shown = progress(self.what, trainer.max_steps, "steps", done=trainer.global_step)
             self._advance = self._shown.__enter__()
@@ -111,13 +111,7 @@ class ProgressLine(StepCallback):
         if self._shown is not None:
             self._advance(note=f"loss {module.last_loss:.4f}")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def on_end(self) -> None:
         if self._shown is not None:
             self._shown.__exit__(None, None, None)
             self._shown = None

@@ -25,6 +25,7 @@ from .callbacks import Heartbeat, MetricsLog, ProgressLine, Validation
 from .checkpoints import CheckpointFolder
 from .module import LogMetrics, TrainingModule
 from .saving import Checkpoints, load_best
+from .step import Boundary, StepCallback
 from .stopping import Stop
 from .workbench import Workbench
 
@@ -126,7 +127,7 @@ def train(
             limits.patience,
             averaging,
         )
-        trainer.callbacks += [  # they act in this order
+        acting: list[StepCallback] = [
             *([averaging] if averaging is not None else []),
             MetricsLog(limits.log_every_n_steps, steps, limits.global_batch_size),
             validation,
@@ -135,6 +136,7 @@ def train(
             Stop(validation, checkpoints, limits.time_budget_s),
             *([Heartbeat(beat)] if beat is not None else []),
         ]
+        trainer.callbacks.append(Boundary(acting))
         module.train()
         with INTERRUPTS.deferred():
             trainer.fit(module, steps)

@@ -55,11 +55,10 @@ class Checkpoints(StepCallback):
         self.worse = 0 if found is None else found["worse"]
         self._found = found
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         if self._found is None:
             return
-        assert isinstance(pl_module, TrainingModule)
-        spread_optimizer(trainer, pl_module, self._found["optimizer"])
+        spread_optimizer(trainer, module, self._found["optimizer"])
         for config, state in zip(trainer.lr_scheduler_configs, self._found["schedulers"], strict=True):
             config.scheduler.load_state_dict(state)
         if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None and self._found["scaler"]:
@@ -68,7 +67,7 @@ class Checkpoints(StepCallback):
             "step"
         ]
         if self.averaging is not None and self._found["averaged"] is not None:
-            self.averaging.restore(pl_module, self._found["averaged"])
+            self.averaging.restore(module, self._found["averaged"])
         spread_random(trainer, self._found["random"])
         self._found = None
 
@@ -114,7 +113,7 @@ class Checkpoints(StepCallback):
         }
         self.store.write(step, state, weights)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_end(self) -> None:
         self.store.wait()
 
     def _better(self, value: float) -> bool:

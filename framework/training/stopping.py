@@ -38,7 +38,7 @@ class Stop(StepCallback):
         self._group: Any = None
         self._asked: tuple[torch.Tensor, Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         self._began = time.monotonic()
         INTERRUPTS.take_back()  # Lightning would end a rank that is signalled at once, and leave the others waiting
         if trainer.world_size > 1:
