@@ -8,7 +8,22 @@ parameters in bytes, N the number of processes; for one process: data parallel s
 do ZeRO 1 and 2 (reduce-scatter, all-gather; Rajbhandari et al., 2020); ZeRO 3 and FSDP send 3 P (N-1)/N (parameters are
 gathered for the forward and for the backward pass).
 
-PLACEHOLDER
+Measured on two cores, torch 2.13.0 with gloo, DeepSpeed 0.19.8, a ViT of 1.8 million parameters:
+
+    strategy            N   MB a step   formula   ratio
+    ddp                 2        7.14      7.11    1.00
+    ddp                 4       10.69     10.66    1.00
+    fsdp2               2       14.25     10.66    1.34
+    fsdp2               4       21.47     15.99    1.34
+    deepspeed_zero1     2       10.70      7.11    1.51
+    deepspeed_zero1     4       16.03     10.66    1.50
+    deepspeed_zero2     2       10.70      7.11    1.50
+    deepspeed_zero2     4       16.03     10.66    1.50
+    deepspeed_zero3     2       10.70     10.66    1.00
+    deepspeed_zero3     4       16.06     15.99    1.00
+
+Where the ratio is more than 1, a reduce-scatter is what gloo does in its place, an all-reduce of twice the bytes: 4/3 of
+FSDP's three parts, 3/2 of ZeRO 1's and 2's two.
 """
 
 from __future__ import annotations
