@@ -22,8 +22,8 @@ Measured on two cores, torch 2.13.0 with gloo, DeepSpeed 0.19.8, a ViT of 1.8 mi
     deepspeed_zero3     2       10.70     10.66    1.00
     deepspeed_zero3     4       16.06     15.99    1.00
 
-Where the ratio is more than 1, a reduce-scatter is what gloo does in its place, an all-reduce of twice the bytes: 4/3 of
-FSDP's three parts, 3/2 of ZeRO 1's and 2's two.
+Where the ratio is more than 1, gloo does an all-reduce in the place of a reduce-scatter, which is twice the bytes: 4/3
+of FSDP's three parts, 3/2 of ZeRO 1's and 2's two.
 """
 
 from __future__ import annotations

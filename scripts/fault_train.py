@@ -163,12 +163,15 @@ def full_disk(_: int, work: Path) -> str:
 
 
 def loader_raises(_: int, work: Path) -> str:
-    """Remove a shard before training."""
+    """Flip a bit in a shard, so that reading it fails on the ranks."""
     finish(start(work / "good", *SHORT, "strategy=ddp"))
-    shard = next((work / "datasets").glob("*/*/train/image/c/**/0"))
-    shard.unlink()
+    shard = next(f for f in (work / "datasets").glob("*/*/train/image/c/**/0") if f.is_file())
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
     output = finish(start(work / "other", *SHORT, "strategy=ddp"), 2)
-    if "is missing" not in output or "Traceback" in output:
+    if "is damaged" not in output or "Traceback" in output:
         raise GotThrough(f"the shard is not named: {output[-1500:]}")
     return "exit code 2 and the shard's name, from two ranks as from one"
 
