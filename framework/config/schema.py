@@ -169,6 +169,7 @@ class CheckpointConfig:
 class TrainerConfig:
     """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps.
 
+    `compile` and `recompute_activations` work block by block: time for the one, memory for time with the other.
     `patience`: training ends after so many validations without a better one. `time_budget_s`: it ends after so many
     seconds. `ema_decay`: a moving average of the weights is judged and kept. `start_from`: the weights to begin with,
     of a run, a checkpoint or a safetensors file. `threads` are those of each process; `hang_s` is how long a rank may
@@ -182,6 +183,8 @@ class TrainerConfig:
     gradient_clip: float | None = 1.0
     validate_every_n_steps: int | None = None
     log_every_n_steps: int = 10
+    compile: bool = False
+    recompute_activations: bool = False
     patience: int | None = None
     time_budget_s: float | None = None
     ema_decay: float | None = None

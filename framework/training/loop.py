@@ -20,6 +20,7 @@ from framework.config.components import build
 from framework.data.loader import Steps
 from framework.record.interrupts import INTERRUPTS
 
+from .acceleration import accelerated
 from .averaging import Averaging
 from .callbacks import Heartbeat, MetricsLog, ProgressLine, Validation
 from .checkpoints import CheckpointFolder
@@ -138,7 +139,8 @@ def train(
         ]
         trainer.callbacks.append(Boundary(acting))
         module.train()
-        with INTERRUPTS.deferred():
+        faster = accelerated(model, compiled=limits.compile, recomputed=limits.recompute_activations)
+        with INTERRUPTS.deferred(), faster:
             trainer.fit(module, steps)
     if world == 1:
         load_best(model, folder)

@@ -17,6 +17,8 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from .acceleration import blocks_of
+
 TIMEOUT_S = 1800.0
 CPU_BUCKET = 4_000_000  # elements
 
@@ -123,7 +125,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    blocks = [block for m in model.modules() if isinstance(m, nn.ModuleList) for block in m]
-    for block in blocks:
-        fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
+    for block in blocks_of(model):
+        if block is not model:
+            fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
     fully_shard(model, mesh=mesh["data_parallel"], mp_policy=policy)

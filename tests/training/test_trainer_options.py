@@ -72,6 +72,12 @@ def test_a_training_begins_with_the_weights_of_a_run_a_checkpoint_or_a_file(smal
         run(small(*still, f"trainer.start_from={tmp_path}/another.safetensors"))
 
 
+def test_activations_computed_again_change_no_bit(small: Compose) -> None:
+    training = (*TRAINING, "model=vit", "model.width=32", "model.depth=2", "model.dropout=0.1", "trainer.max_steps=8")
+    plain, again = run(small(*training)), run(small(*training, "trainer.recompute_activations=true"))
+    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(again).items())
+
+
 def test_checkpoints_are_kept_by_rule(small: Compose) -> None:
     rules = (
         "trainer.checkpoint.every_n_steps=5",
