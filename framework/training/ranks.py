@@ -180,13 +180,15 @@ class Team:
                 process.send_signal(number)
 
     def _end(self, patience: float) -> None:
-        """End the ranks that still run: let them end, ask them, kill them."""
-        for number, seconds in ((None, patience), (signal.SIGKILL, KILL_S)):
-            if number is not None:
-                self._signal(number)
-            end = time.monotonic() + seconds
-            while time.monotonic() < end and any(p.poll() is None for p in self.processes):
-                time.sleep(POLL_S)
+        """Let the ranks that still run end by themselves for a while, then kill them."""
+        self._wait(patience)
+        self._signal(signal.SIGKILL)
+        self._wait(KILL_S)
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and any(p.poll() is None for p in self.processes):
+            time.sleep(POLL_S)
 
     def _cause(self, first: Sequence[int]) -> Exception:
         """Return why the ranks ended: what the user can mend, else a stop, else what happened first."""
@@ -214,12 +216,17 @@ class Team:
 def _pipe(log: LogMetrics) -> Iterator[int]:
     """Yield a file descriptor; the metrics that rank 0 writes to it, a line of JSON each, are logged."""
     reading, writing = os.pipe()
+    failed: list[Exception] = []
 
     def hand_on() -> None:
         with os.fdopen(reading, encoding="utf-8") as lines:
             for line in lines:
                 said = json.loads(line)
-                log(said["metrics"], said["step"])
+                try:
+                    if not failed:
+                        log(said["metrics"], said["step"])
+                except Exception as error:  # reading goes on, or rank 0 would wait for ever
+                    failed.append(error)
 
     thread = threading.Thread(target=hand_on, name="metrics")
     thread.start()
@@ -228,6 +235,8 @@ def _pipe(log: LogMetrics) -> Iterator[int]:
     finally:
         os.close(writing)
         thread.join()
+    if failed:
+        raise failed[0]
 
 
 def heartbeat(file: Path, rank: int) -> Any:
