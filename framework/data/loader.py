@@ -455,5 +455,9 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches, as many on every rank, which differ in size by one row at most."""
         for first, last in pairwise(self._bounds):
-            rows = self.reader.read_rows(first, last)
-            yield apply(self.transforms, {name: torch.from_numpy(array) for name, array in rows.items()}, None)
+            yield self.rows(first, last)
+
+    def rows(self, first: int, last: int) -> Batch:
+        """Return rows `first` to `last` (exclusive) of the split as a batch."""
+        rows = self.reader.read_rows(first, min(last, self.reader.rows))
+        return apply(self.transforms, {name: torch.from_numpy(array) for name, array in rows.items()}, None)

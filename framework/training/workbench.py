@@ -95,8 +95,7 @@ class Workbench:
 
     def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
         """Return model inputs made of the first rows of the train split."""
-        loader = EvalLoader(self.dataset, "train", rows, transforms=self.transforms, cache=cache_of(self.config.data))
-        batch = next(iter(loader))
+        batch = self.eval_loader("train").rows(0, rows)
         return tuple(batch[name] for name in self.task.inputs)
 
     @torch.no_grad()

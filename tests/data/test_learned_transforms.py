@@ -139,7 +139,7 @@ def test_a_cluster_gives_the_same_version_and_its_dashboard_is_on_loopback(
     settings = {"scheduler": "distributed", "workers": 2, "memory_limit": "1GB"}
     config = OmegaConf.merge(OmegaConf.structured(DaskConfig), settings)
     caplog.set_level("INFO")
-    with open_pool(config) as pool:
+    with open_pool(config, tmp_path) as pool:
         folder, _ = ingest(RECIPE, tmp_path / "cluster", pool)
     assert "dashboard http://127.0.0.1:" in caplog.text
     here, _ = ingest(RECIPE, tmp_path / "here")

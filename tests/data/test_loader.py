@@ -57,6 +57,7 @@ def test_validation_is_in_stored_order_and_whole(folder: Path) -> None:
     loader = EvalLoader(folder, "test", 7)
     rows = torch.cat([b["x"] for b in loader])
     assert len(rows) == loader.reader.rows
+    assert loader.rows(0, 2)["x"].tolist() == rows[:2].tolist()
     shares = [torch.cat([b["x"] for b in EvalLoader(folder, "test", 7, rank=r, world_size=3)]) for r in range(3)]
     assert torch.equal(torch.cat(shares), rows)
 
