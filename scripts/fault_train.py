@@ -5,7 +5,14 @@
 
 Prints a table, and exits with 1 when a fault got through. Trainings are on CPUs, one thread a rank.
 
-PLACEHOLDER
+On two cores, with few kills:
+
+    kill -9 of the run            2 kills, 1 trainings: the weights of an undisturbed one, to the bit
+    kill -9 of a rank             1 times: named, the run over within 0 s, and gone on to the same bits
+    damaged checkpoints           passed over with a warning, the one before is taken: the same bits; none good: ...
+    a full disk                   one message; with room the same command goes on to the end
+    a loader that raises          exit code 2 and the shard's name, from two ranks as from one
+    NaN                           exit code 2, with the step and advice
 """
 
 from __future__ import annotations
