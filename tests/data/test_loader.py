@@ -82,7 +82,7 @@ def test_no_rank_reads_much_more_than_its_share(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(ShardReader, "read_chunk", lambda s, f, c, out=None: read.append(c) or original(s, f, c, out))
     for rank in range(2):
         loader = load(folder, rank=rank, world_size=2)
-        loader._resident = {}
+        loader.resident = {}
         read.clear()
         rows = sum(len(b["x"]) for b in loader)
         assert len(read) * loader.reader.split.chunk_rows <= 1.15 * rows + 8 * loader.reader.split.chunk_rows
@@ -143,7 +143,7 @@ def test_windows_are_used_again_and_iterators_side_by_side_have_their_own(folder
     for _ in range(3):
         for _batch in loader:
             pass
-    assert len(loader._windows) <= 3
+    assert len(loader.windows) <= 3
     loader.load_state_dict({"epoch": 0, "consumed": 0})
     first, second = iter(loader), iter(loader)
     pairs = [(next(first)["x"], next(second)["x"]) for _ in range(5)]
