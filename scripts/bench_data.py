@@ -28,7 +28,8 @@ Measured on two cores (a virtual machine, Debian 12), Python 3.11, torch 2.13.0;
     rows sorted by class, chi-square of class counts in batches over that of random ones, median of 5 epochs:
     ours 1.03, mosaicml-streaming 0.99, litdata 252.82, webdataset 94.25
 
-    writing images from memory, GB/s: ours 0.47 (none), 0.41 (zstd); MDSWriter 0.036; litdata.optimize 0.018
+    writing images from memory, GB/s (an earlier sitting): ours 0.46 (none), 0.41 (zstd); MDSWriter 0.036;
+    litdata.optimize 0.018
     peak memory above the baseline, window_bytes 32 MiB (so 67 MB are allowed): 58 MB (images), 61 MB (tokens)
 
 So, with crc32c checked on every chunk: 10 to 12 times the best of the three, 5 to 6 times a DataLoader that takes
