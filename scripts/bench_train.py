@@ -116,14 +116,14 @@ def bare(folder: Path, *overrides: str) -> dict[str, float]:
     import torch
 
     from framework.config.components import build
-    from framework.training.module import parameter_groups
+    from framework.training.groups import parameter_groups, with_parameters
     from framework.training.tasks import forward
 
     bench = bench_of(folder, *overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model_of(bench).to(device).train()
     steps = bench.config.trainer.max_steps
-    optimizer = build(bench.config.optimizer, "optimizer")(parameter_groups(model))
+    optimizer = build(bench.config.optimizer, "optimizer")(with_parameters(model, parameter_groups(model)))
     schedule = build(bench.config.scheduler, "scheduler")(optimizer, steps)
     low = bench.config.precision.lightning == "bf16-mixed"
     times = []
@@ -148,7 +148,7 @@ def lightning(folder: Path, *overrides: str, logged: int = 0) -> dict[str, float
     import pytorch_lightning as pl
 
     from framework.config.components import build
-    from framework.training.module import parameter_groups
+    from framework.training.groups import parameter_groups, with_parameters
     from framework.training.tasks import forward
 
     bench = bench_of(folder, *overrides)
@@ -169,7 +169,9 @@ def lightning(folder: Path, *overrides: str, logged: int = 0) -> dict[str, float
             return loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = build(bench.config.optimizer, "optimizer")(parameter_groups(self.model))
+            optimizer = build(bench.config.optimizer, "optimizer")(
+                with_parameters(self.model, parameter_groups(self.model))
+            )
             schedule = build(bench.config.scheduler, "scheduler")(optimizer, steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -26,7 +26,7 @@ from .rules import RULES
 from .signatures import Parameter, Signature, read_signature
 
 _SPECIAL = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_", REQUIRES}
-COMPONENTS = ("model", "task", "optimizer", "scheduler", "data.source", "strategy.plugin")
+COMPONENTS = ("model", "task", "optimizer", "scheduler", "data.source", "strategy.plugin", "precision.layers")
 COMPONENT_SETS = ("data.transforms", "data.batch_transforms", "compress", "export", "tracker")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ class Machine:
 
     gpus: int
     cpus: int
+    compute_capability: float = 0.0
 
     @property
     def accelerator(self) -> str:
@@ -33,7 +35,17 @@ def this_machine() -> Machine:
     devices = [p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(devices) if visible is None else min(len(devices), len([v for v in visible.split(",") if v.strip()]))
-    return Machine(gpus=gpus, cpus=cpu_count())
+    return Machine(gpus=gpus, cpus=cpu_count(), compute_capability=_compute_capability() if gpus else 0.0)
+
+
+def _compute_capability() -> float:
+    """Return the least compute capability of this machine's GPUs, as the driver's tool says; 0 where there is none."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min(float(line) for line in said.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0.0
 
 
 @cache

@@ -9,8 +9,9 @@ Any node of a config may carry `_requires_`, a mapping from a config key to what
       package.onnxruntime: {extra: onnx}
       compress: {ends_with: static_int8}
 
-Besides config keys there are facts: `machine.gpus`, `machine.cpus`, `machine.accelerator`, `run.accelerator`
-(what training will use), `run.world_size` (processes in all) and `package.<name>` (an import that must be there).
+Besides config keys there are facts: `machine.gpus`, `machine.cpus`, `machine.accelerator`,
+`machine.compute_capability`, `run.accelerator` (what training will use),
+`run.world_size` (processes in all) and `package.<name>` (an import that must be there).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from framework.errors import did_you_mean
 
 from .machine import has_package, this_machine
+from .world import world_size
 
 REQUIRES = "_requires_"
 _VERBS = ("one_of", "none_of", "at_least", "at_most", "has", "lacks", "ends_with", "extra")
@@ -38,8 +40,9 @@ def facts(cfg: DictConfig) -> dict[str, Any]:
         "machine.gpus": machine.gpus,
         "machine.cpus": machine.cpus,
         "machine.accelerator": machine.accelerator,
+        "machine.compute_capability": machine.compute_capability,
         "run.accelerator": machine.accelerator if wanted == "auto" else wanted,
-        "run.world_size": cfg.strategy.devices * cfg.strategy.num_nodes,
+        "run.world_size": world_size(cfg),
     }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .machine import has_package, this_machine
 from .mixture import mixed_in
+from .requirements import facts
+from .world import data_ranks, world_size
 
 Problem = tuple[str, str]
 CHECK_MODES = ("before", "true", "shapes", "false")
@@ -56,7 +58,10 @@ def fractions_make_a_whole(cfg: DictConfig) -> Iterator[Problem]:
 
 def batches_divide(cfg: DictConfig) -> Iterator[Problem]:
     """The global batch divides into ranks and micro-batches."""
-    trainer, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
+    trainer, world = cfg.trainer, data_ranks(cfg)
+    if world_size(cfg) % cfg.strategy.tensor_parallel:
+        yield "strategy.tensor_parallel", f"{cfg.strategy.tensor_parallel} does not divide {world_size(cfg)} processes"
+        return
     batch = trainer.global_batch_size
     if batch < 1:
         yield "trainer.global_batch_size", f"must be at least 1, and it is {batch}"
@@ -80,6 +85,48 @@ def devices_are_there(cfg: DictConfig) -> Iterator[Problem]:
     on_gpu = strategy.accelerator.value == "cuda" or (strategy.accelerator.value == "auto" and gpus)
     if on_gpu and strategy.devices > gpus:
         yield "strategy.devices", f"{strategy.devices} processes want a GPU each, and this machine has {gpus}"
+
+
+def layers_divide(cfg: DictConfig) -> Iterator[Problem]:
+    """Processes that share the work of layers get whole heads, and only one strategy does that."""
+    shared = cfg.strategy.tensor_parallel
+    if shared > 1 and "tensor_parallel" not in cfg.strategy.plugin:
+        yield "strategy.tensor_parallel", f"strategy {cfg.strategy.name} does not cut layers; use strategy=fsdp2_tp"
+    heads = cfg.model.get("heads")
+    if shared > 1 and isinstance(heads, int) and heads % shared:
+        yield "strategy.tensor_parallel", f"{heads} heads (model.heads) do not divide among {shared} processes"
+
+
+def precisions_are_possible(cfg: DictConfig) -> Iterator[Problem]:
+    """TensorFloat-32 is a format of GPUs."""
+    if cfg.precision.tf32 and (facts(cfg)["run.accelerator"] != "cuda" or this_machine().compute_capability < 8.0):
+        yield "precision.tf32", "needs a GPU of compute capability 8.0 or more; use precision=fp32 or precision=bf16"
+
+
+def fine_tuning_is_possible(cfg: DictConfig) -> Iterator[Problem]:
+    """Low-rank additions and skipped steps fit the rest of the training."""
+    trainer, deepspeed = cfg.trainer, cfg.strategy.name.startswith("deepspeed")
+    if trainer.lora.rank is not None:
+        if trainer.lora.rank < 1:
+            yield "trainer.lora.rank", f"must be at least 1, or null, and it is {trainer.lora.rank}"
+        if trainer.start_from is None:
+            yield (
+                "trainer.lora.rank",
+                "additions to random weights teach a model little; give trainer.start_from",
+            )
+    if trainer.anomalies.max_skipped and deepspeed:
+        yield "trainer.anomalies.max_skipped", "DeepSpeed makes steps by itself; use strategy=ddp or fsdp2"
+    if trainer.anomalies.spike is not None and trainer.anomalies.spike <= 1:
+        yield "trainer.anomalies.spike", f"must be more than 1, and it is {trainer.anomalies.spike:g}"
+
+
+def parameter_groups_are_whole(cfg: DictConfig) -> Iterator[Problem]:
+    """Each rule for parameters names some."""
+    for name, rule in cfg.trainer.parameter_groups.items():
+        if not isinstance(rule.get("parameters"), ListConfig) or not rule.parameters:
+            yield f"trainer.parameter_groups.{name}", "needs `parameters`, a list of names (globs)"
+        elif len(rule) == 1:
+            yield f"trainer.parameter_groups.{name}", "gives no option of the optimizer, as in `weight_decay: 0`"
 
 
 def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
@@ -136,6 +183,10 @@ RULES: tuple[Callable[[DictConfig], Iterator[Problem]], ...] = (
     fractions_make_a_whole,
     batches_divide,
     devices_are_there,
+    layers_divide,
+    precisions_are_possible,
+    fine_tuning_is_possible,
+    parameter_groups_are_whole,
     clusters_are_encrypted,
     mixtures_fit,
     modes_are_known,

@@ -166,14 +166,40 @@ class CheckpointConfig:
 
 
 @dataclass
+class LowRankConfig:
+    """LoRA: with a `rank`, weights are frozen, and linear `layers` (globs) get a trained addition, merged at the end.
+
+    It is scaled by `alpha / rank`. Parameters that `whole` (globs) names are trained themselves.
+    """
+
+    rank: int | None = None
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: list[str] = field(default_factory=lambda: ["*"])
+    whole: list[str] = field(default_factory=list)
+
+
+@dataclass
+class AnomalyConfig:
+    """A step whose loss or gradients are not finite, or whose loss is over `spike` times the median of those before.
+
+    Training ends there, or, up to `max_skipped` times, leaves the step's update out. Its rows are told and kept.
+    """
+
+    spike: float | None = None
+    max_skipped: int = 0
+
+
+@dataclass
 class TrainerConfig:
     """How long and how training runs. Batch sizes are counted in rows; validation follows each epoch, or N steps.
 
     `compile` and `recompute_activations` work block by block: time for the one, memory for time with the other.
     `patience`: training ends after so many validations without a better one. `time_budget_s`: it ends after so many
-    seconds. `ema_decay`: a moving average of the weights is judged and kept. `start_from`: the weights to begin with,
-    of a run, a checkpoint or a safetensors file. `threads` are those of each process; `hang_s` is how long a rank may
-    take for a step before it is named.
+    seconds. `ema_decay`: a moving average of the weights is judged and kept. `start_from`: the weights to begin
+    with, of a run, a checkpoint or a safetensors file. `parameter_groups`: by a name, `parameters` (globs of names)
+    and options of the optimizer for them; norms and biases are not decayed by default. `threads` are those of each
+    process; `hang_s` is how long a rank may take for a step before it is named.
     """
 
     max_epochs: int = 10
@@ -189,6 +215,9 @@ class TrainerConfig:
     time_budget_s: float | None = None
     ema_decay: float | None = None
     start_from: str | None = None
+    lora: LowRankConfig = field(default_factory=LowRankConfig)
+    parameter_groups: dict[str, Node] = field(default_factory=dict)
+    anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     deterministic: bool = True
     threads: int | None = None
     hang_s: float = 1800.0
@@ -198,23 +227,29 @@ class TrainerConfig:
 
 @dataclass
 class StrategyConfig:
-    """How many processes train, and what keeps them together."""
+    """How many processes train, and what keeps them together; `tensor_parallel` of them share each layer's work."""
 
     name: str = MISSING
     accelerator: Accelerator = Accelerator.auto
     devices: int = 1
     num_nodes: int = 1
+    tensor_parallel: int = 1
     plugin: Node = field(default_factory=dict)
     _requires_: Node = field(default_factory=dict)
 
 
 @dataclass
 class PrecisionConfig:
-    """Number formats of training: the name here, and Lightning's word for it."""
+    """Number formats of training: the name here, and Lightning's word for it.
+
+    `tf32`: GPUs multiply 32-bit floats as TensorFloat-32. `layers`: swaps layers for as long as a model is trained.
+    """
 
     name: str = MISSING
     lightning: str = MISSING
     bytes_per_weight: int = 4
+    tf32: bool = False
+    layers: Node = field(default_factory=dict)
     _requires_: Node = field(default_factory=dict)
 
 

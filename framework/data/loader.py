@@ -87,7 +87,7 @@ class ShardLoader:
         keep_last: bool = False,
         cache: ShardCache | None = None,
     ) -> None:
-        self.reader = ShardReader(location, split, cache=cache)
+        self.reader, self.split = ShardReader(location, split, cache=cache), split
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.local_batch = batch_size // world_size
         self.micro_batch = micro_batch or self.local_batch
@@ -143,6 +143,16 @@ class ShardLoader:
         self._micro_steps = state["consumed"] // (self.micro_batch * self.world_size)
         if self._micro_steps >= len(self):
             self.epoch, self._micro_steps = self.epoch + 1, 0
+
+    def describe_next(self) -> dict[str, Any]:
+        """Return which stored rows, of all ranks, make the global batch that comes next, and where they lie."""
+        manifest, step = self.reader.manifest, self._micro_steps // (self.local_batch // self.micro_batch)
+        return {
+            "dataset": f"{manifest.name}/{manifest.version}",
+            "split": self.split,
+            "epoch": self.epoch,
+            "rows": self.order(self.epoch).rows_of(step).tolist(),
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then stand at the start of the next."""
@@ -230,6 +240,9 @@ class Resumable(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
+
+    def describe_next(self) -> dict[str, Any]:
+        """Return `dataset`, `split`, `epoch` and `rows` of the global batch that comes next."""
 
 
 class Steps:

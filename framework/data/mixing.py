@@ -59,13 +59,17 @@ class MixedLoader:
     def chosen(self, step: int) -> int:
         """Return the number of the loader that gives global batch `step`."""
         draw = row_keys(self.seed, 0, step, 1)[0] / 2.0**64
-        return int(np.searchsorted(self._bounds, draw, side="right"))
+        return min(int(np.searchsorted(self._bounds, draw, side="right")), len(self.loaders) - 1)
+
+    def describe_next(self) -> dict[str, Any]:
+        """Return which rows, of which dataset, make the global batch that comes next."""
+        return self.loaders[self.chosen(self.given // self._parts)].describe_next()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end."""
         streams: list[Iterator[Batch]] = [iter(loader) for loader in self.loaders]
         while True:
-            number = min(self.chosen(self.given // self._parts), len(self.loaders) - 1)
+            number = self.chosen(self.given // self._parts)
             batch = next(streams[number], None)
             if batch is None:  # its epoch is over; the loader stands at the next
                 streams[number] = iter(self.loaders[number])

@@ -110,6 +110,16 @@ class Order:
         rng = np.random.default_rng([self.seed, self.epoch, 1, lane, index])
         return self.runs(base + first, base + last), rng.permutation(last - first)
 
+    def rows_of(self, step: int) -> Indices:
+        """Return the stored rows that make global batch `step` of the epoch, in order: rank by rank, lane by lane."""
+        index, within = divmod(step, self.window_batches)
+        taken = slice(within * self.lane_batch, (within + 1) * self.lane_batch)
+        found = []
+        for lane in range(self.lane_count):
+            runs, permutation = self.window_of(index, lane)
+            found.append(np.concatenate([np.arange(*run) for run in runs])[permutation[taken]])
+        return np.concatenate(found)
+
     def tail(self) -> tuple[list[tuple[int, int]], Indices]:
         """Return what the last, short batch reads, and the permutation of its rows."""
         first = self.full_batches * self.batch

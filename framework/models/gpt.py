@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import Block, rotation_table
+from .transformer import BLOCK_PLAN, Block, rotation_table
 
 
 class GPT(nn.Module):
@@ -52,6 +52,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation)
         return F.linear(self.norm(x), self.embedding.weight)
+
+    def tensor_parallel_plan(self) -> dict[str, str]:
+        """Return how layers are cut when several processes share their work."""
+        return {f"blocks.*.{layer}": style for layer, style in BLOCK_PLAN.items()}
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, length: int, temperature: float, generator: torch.Generator) -> Tensor:

@@ -20,18 +20,18 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.heads, self.causal = heads, causal
+        self.head_width, self.causal = width // heads, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
-        batch, time, width = x.shape
-        qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [batch, heads, time, head width]
+        batch, time, _ = x.shape
+        qkv = self.qkv(x).view(batch, time, -1, 3, self.head_width)  # head by head, so that heads can be shared out
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each [batch, heads, time, head width]
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1, 2).reshape(batch, time, width))
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -55,6 +55,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
         x = x + self.dropout(self.attention(self.norm_attention(x), rotation))
         return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))))
+
+
+BLOCK_PLAN = {"attention.qkv": "columns", "attention.out": "rows", "mlp_in": "columns", "mlp_out": "rows"}
+"""How a block's layers are cut for tensor parallelism: each rank has whole heads, and a part of the MLP."""
 
 
 def rotation_table(length: int, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

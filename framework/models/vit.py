@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .transformer import Block
+from .transformer import BLOCK_PLAN, Block
 
 
 class ViT(nn.Module):
@@ -49,3 +49,7 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(dim=1))
+
+    def tensor_parallel_plan(self) -> dict[str, str]:
+        """Return how layers are cut when several processes share their work."""
+        return {f"blocks.*.{layer}": style for layer, style in BLOCK_PLAN.items()}

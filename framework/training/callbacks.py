@@ -1,4 +1,4 @@
-"""What happens at the boundary of a training step, in this order: log, validate, save, show, stop.
+"""What happens at the boundary of a training step, in this order: look, average, log, validate, save, show, stop.
 
 Training is one long epoch to Lightning (`framework.data.loader.Steps`), and validation is ours: so the state saved
 at a boundary is all there is, and a run that goes on from it repeats and drops nothing.
@@ -6,59 +6,18 @@ at a boundary is all there is, and a run that goes on from it repeats and drops 
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import pytorch_lightning as pl
 import torch
 
-from framework.data.loader import EvalLoader, Steps
+from framework.data.loader import EvalLoader
 from framework.record.console import Advance, progress
 
 from .averaging import Averaging
 from .module import TrainingModule
 from .step import StepCallback
-
-
-class MetricsLog(StepCallback):
-    """Hands the training metrics to the trackers every so many steps, with rates since the last time.
-
-    Args:
-        every: steps.
-        steps: the training's batches, which know how long they were waited for.
-        rows: of a global batch.
-    """
-
-    def __init__(self, every: int, steps: Steps, rows: int) -> None:
-        self.every, self.steps, self.rows = every, steps, rows
-
-    def on_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        self._begin(trainer.global_step)
-
-    def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if step % self.every:
-            return
-        seconds, steps = time.perf_counter() - self._since, step - self._step
-        tokens = module.take_tokens() * trainer.world_size
-        rates = {
-            "train/samples_per_s": steps * self.rows / seconds,
-            "train/waiting_for_data": (self.steps.waited - self._waited) / seconds,
-            "train/memory_gb": _memory() / 1e9,
-        }
-        module.flush(step, {**rates, **({"train/tokens_per_s": tokens / seconds} if tokens else {})})
-        self._begin(step)
-
-    def _begin(self, step: int) -> None:
-        self._since, self._step, self._waited = time.perf_counter(), step, self.steps.waited
-
-
-def _memory() -> int:
-    """Return the most memory that this process has taken, in bytes: the GPU's where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Validation(StepCallback):
@@ -109,12 +68,23 @@ class ProgressLine(StepCallback):
 
     def on_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         if self._shown is not None:
-            self._advance(note=f"loss {module.last_loss:.4f}")
+            self._advance(note=_note(module.logged))
 
     def on_end(self) -> None:
         if self._shown is not None:
             self._shown.__exit__(None, None, None)
             self._shown = None
+
+
+def _note(logged: Mapping[str, float]) -> str:
+    """Return what a person watches, from what was logged last."""
+    shown = {"loss": "train/loss", "lr": "train/lr", "norm": "train/gradient_norm"}
+    texts = [f"{name} {logged[key]:.3g}" for name, key in shown.items() if key in logged]
+    if "train/samples_per_s" in logged:
+        texts.append(f"{logged['train/samples_per_s']:,.0f} rows/s")
+    if "train/mfu" in logged:
+        texts.append(f"MFU {logged['train/mfu']:.0%}")
+    return ", ".join(texts)
 
 
 class Heartbeat(StepCallback):

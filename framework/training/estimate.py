@@ -10,12 +10,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from framework.config.components import as_plain, build, build_set
+from framework.config.world import data_ranks
 from framework.data.batch_transforms import Batch
 from framework.data.manifest import offsets_of, values_of
 from framework.errors import UserError
 from framework.record.console import aligned, bytes_text
 
-from .module import parameter_groups
+from .groups import parameter_groups, with_parameters
+from .low_rank import add_low_rank
 from .tasks import Task, forward
 
 
@@ -51,8 +53,7 @@ def estimate(config: DictConfig) -> Estimate:
     Raises:
         UserError: when the batch's shapes do not go through the model, or the loss does not take its output.
     """
-    world = config.strategy.devices * config.strategy.num_nodes
-    rows = config.trainer.micro_batch_size or config.trainer.global_batch_size // world
+    rows = config.trainer.micro_batch_size or config.trainer.global_batch_size // data_ranks(config)
     task: Task = build(config.task, "task")
     batch = _batch(config, rows)
     missing = [name for name in task.inputs if name not in batch]
@@ -60,6 +61,8 @@ def estimate(config: DictConfig) -> Estimate:
         raise UserError(f"task.inputs: there is no field `{missing[0]}` in a batch, only {', '.join(batch)}")
     with torch.device("meta"):
         model: nn.Module = build(config.model, "model")
+    if config.trainer.lora.rank is not None:
+        add_low_rank(model, **as_plain(config.trainer.lora))
     model.to("meta")
     if config.precision.lightning.endswith("-true"):
         model.to(_dtype(config.precision.lightning))
@@ -111,8 +114,10 @@ def _batch(config: DictConfig, rows: int) -> Batch:
 def _optimizer_bytes(config: DictConfig, model: nn.Module) -> int:
     """Return the bytes of an optimizer's state after its first step."""
     for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-    optimizer: torch.optim.Optimizer = build(config.optimizer, "optimizer")(parameter_groups(model))
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    groups = with_parameters(model, parameter_groups(model, as_plain(config.trainer.parameter_groups)))
+    optimizer: torch.optim.Optimizer = build(config.optimizer, "optimizer")(groups)
     optimizer.step()
     return _bytes([v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor) and v.ndim])
 

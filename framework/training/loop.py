@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,23 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig
 from torch import nn
 
-from framework.config.components import build
+from framework.config.components import as_plain, build
+from framework.config.world import data_ranks, world_size
 from framework.data.loader import Steps
 from framework.record.interrupts import INTERRUPTS
 
 from .acceleration import accelerated
+from .anomalies import Anomalies, Guard
 from .averaging import Averaging
-from .callbacks import Heartbeat, MetricsLog, ProgressLine, Validation
+from .callbacks import Heartbeat, ProgressLine, Validation
 from .checkpoints import CheckpointFolder
+from .flops import peak_flops, training_flops
+from .groups import parameter_groups
 from .module import LogMetrics, TrainingModule
+from .rates import MetricsLog
 from .saving import Checkpoints, load_best
 from .step import Boundary, StepCallback
 from .stopping import Stop
@@ -43,10 +50,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training gave: validation metrics of the best weights, the precision that was really used."""
+    """What a training gave: validation metrics of the best weights, steps (and how many of them left their update out),
+    the precision that was really used."""
 
     metrics: dict[str, float]
     steps: int
+    skipped: int
     precision: str
     device: str
 
@@ -68,89 +77,147 @@ def train(
         beat: called with the number of each step that is done.
     """
     cfg = bench.config
-    limits, world = cfg.trainer, cfg.strategy.devices * cfg.strategy.num_nodes
-    local_batch = limits.global_batch_size // world
-    micro_batches = local_batch // (limits.micro_batch_size or local_batch)
-    steps_per_epoch = len(bench.train_loader(0, world)) // micro_batches
-    total = total_steps(limits.max_epochs, limits.max_steps, steps_per_epoch, job.length)
+    limits = cfg.trainer
+    plan = Plan.of(bench, job)
     store = CheckpointFolder(
         folder, limits.checkpoint.keep, limits.checkpoint.keep_every_n_steps, limits.checkpoint.in_background
     )
     found = store.newest() if job.resume else None
     if found is not None:
         model.load_state_dict(found[1], strict=False)
+    with _quiet_lightning():
+        trainer = _trainer(cfg, plan, folder)
+    rank = trainer.global_rank
+    share = rank // cfg.strategy.tensor_parallel
+    if rank == 0:
+        store.remove_leftovers()
+    loader = bench.train_loader(share, plan.shares)
+    if found is not None:
+        loader.load_state_dict(found[0]["loader"])
+    anomalies = Anomalies(
+        Guard(limits.anomalies.spike),
+        loader,
+        partial(bench.train_loader, share, plan.shares),
+        bench.experiment.folder / "anomalies",
+        limits.anomalies.max_skipped,
+    )
     optimizer = build(cfg.optimizer, "optimizer")
     module = TrainingModule(
         model,
         bench.task,
+        parameter_groups(model, as_plain(limits.parameter_groups)),
         _scaled(optimizer, job.learning_rate_scale) if job.learning_rate_scale != 1.0 else optimizer,
         build(cfg.scheduler, "scheduler") if cfg.scheduler else None,
         log,
-        steps_per_epoch,
+        plan.steps_per_epoch,
+        anomalies,
     )
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=cfg.strategy.accelerator.value,
-            devices=cfg.strategy.devices,
-            num_nodes=cfg.strategy.num_nodes,
-            strategy=build(cfg.strategy.plugin, "strategy.plugin") if cfg.strategy.plugin else "auto",
-            plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
-            precision=cfg.precision.lightning,
-            max_epochs=1,
-            max_steps=total,
-            accumulate_grad_batches=micro_batches,
-            gradient_clip_val=limits.gradient_clip,
-            deterministic="warn" if limits.deterministic else None,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
-        rank = trainer.global_rank
-        if rank == 0:
-            store.remove_leftovers()
-        loader = bench.train_loader(rank, world)
-        if found is not None:
-            loader.load_state_dict(found[0]["loader"])
-        steps = Steps(loader, total * micro_batches)
-        averaging = Averaging(limits.ema_decay) if limits.ema_decay else None
-        every = limits.validate_every_n_steps or steps_per_epoch
-        validation = Validation(bench.eval_loader("val", rank, world), every, averaging)
-        checkpoints = Checkpoints(
-            store,
-            loader,
-            found[0] if found is not None else None,
-            f"val/{bench.task.monitor}",
-            bench.task.mode,
-            limits.checkpoint.every_n_steps,
-            limits.patience,
-            averaging,
-        )
-        acting: list[StepCallback] = [
-            *([averaging] if averaging is not None else []),
-            MetricsLog(limits.log_every_n_steps, steps, limits.global_batch_size),
-            validation,
-            checkpoints,
-            ProgressLine(job.what),
-            Stop(validation, checkpoints, limits.time_budget_s),
-            *([Heartbeat(beat)] if beat is not None else []),
-        ]
-        trainer.callbacks.append(Boundary(acting))
-        module.train()
-        faster = accelerated(model, compiled=limits.compile, recomputed=limits.recompute_activations)
-        with INTERRUPTS.deferred(), faster:
-            trainer.fit(module, steps)
-    if world == 1:
+    steps = Steps(loader, plan.steps * plan.micro_batches)
+    averaging = Averaging(limits.ema_decay) if limits.ema_decay else None
+    every = limits.validate_every_n_steps or plan.steps_per_epoch
+    validation = Validation(bench.eval_loader("val", share, plan.shares), every, averaging)
+    checkpoints = Checkpoints(
+        store,
+        loader,
+        found[0] if found is not None else None,
+        f"val/{bench.task.monitor}",
+        bench.task.mode,
+        limits.checkpoint.every_n_steps,
+        limits.patience,
+        averaging,
+        anomalies,
+    )
+    flops = training_flops(model, bench.example())
+    peak = peak_flops(
+        trainer.strategy.root_device, cfg.precision.lightning, cfg.precision.tf32, bool(cfg.precision.layers)
+    )
+    acting: list[StepCallback] = [
+        anomalies,
+        *([averaging] if averaging is not None else []),
+        MetricsLog(limits.log_every_n_steps, steps, limits.global_batch_size, checkpoints, flops, peak),
+        validation,
+        checkpoints,
+        ProgressLine(job.what),
+        Stop(validation, checkpoints, limits.time_budget_s),
+        *([Heartbeat(beat)] if beat is not None else []),
+    ]
+    trainer.callbacks.append(Boundary(acting))
+    module.train()
+    layers = build(cfg.precision.layers, "precision.layers").applied(model) if cfg.precision.layers else nullcontext()
+    faster = accelerated(model, compiled=limits.compile, recomputed=limits.recompute_activations)
+    with _quiet_lightning(), INTERRUPTS.deferred(), layers, faster, _tensor_float_32(cfg.precision.tf32):
+        trainer.fit(module, steps)
+    if trainer.world_size == 1:
         load_best(model, folder)
         model.cpu().float()  # it was trained in bfloat16 with bf16_true; what follows works on 32-bit floats
     return Fitted(
         metrics=checkpoints.best,
         steps=trainer.global_step,
-        precision=effective_precision(trainer),
-        device=str(trainer.strategy.root_device.type if world > 1 else trainer.strategy.root_device),
+        skipped=anomalies.skipped,
+        precision=effective_precision(trainer, cfg.precision),
+        device=str(trainer.strategy.root_device.type if trainer.world_size > 1 else trainer.strategy.root_device),
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a training is, and how its batches are cut.
+
+    Args:
+        shares: of each global batch, one for each rank that takes rows of its own.
+        micro_batches: of each share.
+        steps_per_epoch, steps: optimizer steps of an epoch, and in all.
+    """
+
+    shares: int
+    micro_batches: int
+    steps_per_epoch: int
+    steps: int
+
+    @classmethod
+    def of(cls, bench: Workbench, job: Job) -> Plan:
+        """Return the plan of a training."""
+        limits, shares = bench.config.trainer, data_ranks(bench.config)
+        rows = limits.global_batch_size // shares
+        micro_batches = rows // (limits.micro_batch_size or rows)
+        per_epoch = len(bench.train_loader(0, shares)) // micro_batches
+        total = total_steps(limits.max_epochs, limits.max_steps, per_epoch, job.length)
+        return cls(shares, micro_batches, per_epoch, total)
+
+
+def _trainer(cfg: DictConfig, plan: Plan, folder: Path) -> pl.Trainer:
+    strategy = cfg.strategy
+    return pl.Trainer(
+        accelerator=strategy.accelerator.value,
+        devices=strategy.devices,
+        num_nodes=strategy.num_nodes,
+        strategy=build(strategy.plugin, "strategy.plugin") if strategy.plugin else "auto",
+        plugins=[TorchElasticEnvironment() if world_size(cfg) > 1 else LightningEnvironment()],
+        precision=cfg.precision.lightning,
+        max_epochs=1,
+        max_steps=plan.steps,
+        accumulate_grad_batches=plan.micro_batches,
+        gradient_clip_val=cfg.trainer.gradient_clip,
+        deterministic="warn" if cfg.trainer.deterministic else None,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+@contextmanager
+def _tensor_float_32(wanted: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    torch.backends.cudnn.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def total_steps(max_epochs: int, max_steps: int, steps_per_epoch: int, length: float = 1.0) -> int:
@@ -159,13 +226,12 @@ def total_steps(max_epochs: int, max_steps: int, steps_per_epoch: int, length: f
     return max(1, ceil(min(allowed) * length))
 
 
-def effective_precision(trainer: pl.Trainer) -> str:
+def effective_precision(trainer: pl.Trainer, asked: DictConfig) -> str:
     """Return the precision that was used, which is not always the one asked for (fp16 falls to bf16 on a CPU)."""
-    plugin = trainer.precision_plugin
-    asked = str(plugin.precision)
-    if asked == "16-mixed" and trainer.strategy.root_device.type == "cpu":
-        return "bf16-mixed"
-    return asked
+    used = str(trainer.precision_plugin.precision)
+    if used == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        used = "bf16-mixed"
+    return used + (" with tf32" if asked.tf32 else "") + (f" with {asked.name} layers" if asked.layers else "")
 
 
 def _scaled(optimizer: Any, factor: float) -> Any:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
-from framework.errors import UserError
 
+from .clipping import clip_gradients, whole
+from .groups import Group, with_parameters
 from .strategies import shard
 from .tasks import Task, forward
 
@@ -24,8 +24,22 @@ OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
 
 
+class Judge(Protocol):
+    """Says whether steps are sound; see `Anomalies`."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether each step is judged before its update."""
+
+    def is_sound(self, loss: float, norm: float) -> bool:
+        """Return whether a step may update the weights."""
+
+    def require_sound(self, losses: list[float], norms: list[float], step: int) -> None:
+        """Raise when one of the steps since the last time, `step` among them, is not sound."""
+
+
 class MetricBuffer:
-    """Keeps detached scalars until they are wanted: one reduction and one transfer for many steps."""
+    """Keeps detached scalars until they are wanted: one transfer for many steps."""
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
@@ -34,11 +48,11 @@ class MetricBuffer:
         """Keep a scalar without waiting for the device."""
         self._values.append(value.detach())
 
-    def mean(self) -> float:
-        """Return the mean of what was kept, and forget it."""
-        mean = torch.stack(self._values).float().mean().item()
-        self._values.clear()
-        return mean
+    def take(self, count: int | None = None) -> Tensor:
+        """Return the newest `count` values, or all, [count], and forget them."""
+        start = 0 if count is None else len(self._values) - count
+        taken, self._values = self._values[start:], self._values[:start]
+        return torch.stack([whole(value) for value in taken]).float() if taken else torch.zeros(0)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -50,36 +64,41 @@ class TrainingModule(pl.LightningModule):
     Args:
         model: the network.
         task: loss and metrics.
-        optimizer: makes the optimizer from parameter groups.
+        groups: of the parameters.
+        optimizer: makes the optimizer from them.
         scheduler: makes the learning-rate schedule from the optimizer and the number of steps, or None.
         log: receives metrics and the step, on rank 0.
         steps_per_epoch: optimizer steps that make an epoch.
+        judge: of steps.
     """
 
     def __init__(
         self,
         model: nn.Module,
         task: Task,
+        groups: Sequence[Group],
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
         log: LogMetrics,
         steps_per_epoch: int,
+        judge: Judge,
     ) -> None:
         super().__init__()
-        self.model, self.task = model, task
+        self.model, self.task, self.groups, self.judge = model, task, list(groups), judge
         self._optimizer, self._scheduler = optimizer, scheduler
         self._log, self._steps_per_epoch = log, steps_per_epoch
-        self._losses = MetricBuffer()
+        self._losses, self._norms = MetricBuffer(), MetricBuffer()
         self._val_metrics: MetricCollection | None = None
         self.last_loss = float("nan")
+        self.logged: dict[str, float] = {}
         self.validation: dict[str, float] = {}
         self.validated_step = -1
         self._sharded = False
-        self._gradient_norm: Tensor | None = None
-        self._tokens = 0
+        self.sequence_length = 0
+        """Tokens of a row; 0 where rows are not tokens."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(parameter_groups(self.model))
+        optimizer = self._optimizer(with_parameters(self.model, self.groups))
         if self._scheduler is None:
             return optimizer
         schedule = self._scheduler(optimizer, self.trainer.max_steps)
@@ -90,7 +109,7 @@ class TrainingModule(pl.LightningModule):
         self._losses.add(loss)
         first = batch[self.task.inputs[0]]
         if first.ndim == 2 and not first.is_floating_point():
-            self._tokens += first.numel()
+            self.sequence_length = first.shape[1]
         return loss
 
     def configure_gradient_clipping(
@@ -99,43 +118,59 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of all gradients, and keep it; DeepSpeed does both itself."""
-        if gradient_clip_val is not None and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            self._gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+        """Clip by the norm of all gradients, and keep it; leave the update out where the judge says so.
 
-    def take_tokens(self) -> int:
-        """Return how many tokens this rank has seen since the last time; 0 where rows are not tokens."""
-        seen, self._tokens = self._tokens, 0
-        return seen
+        DeepSpeed clips by itself.
+        """
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy) or (gradient_clip_val is None and not self.judge.skips):
+            return
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = clip_gradients(parameters, gradient_clip_val)
+        if self.judge.skips and not self._scales_losses:
+            losses = self._losses.take(self.trainer.accumulate_grad_batches)
+            if not self.judge.is_sound(self._over_ranks(losses.mean()).item(), whole(norm).item()):
+                for parameter in parameters:
+                    parameter.grad = None  # which optimizers pass over
+                return
+            for loss in losses:
+                self._losses.add(loss)
+        self._norms.add(norm)
 
-    def _norm(self) -> float | None:
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            found = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()
-            return None if found is None else float(found)
-        norm = self._gradient_norm
-        return None if norm is None else float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    @property
+    def _scales_losses(self) -> bool:
+        """Whether gradients may overflow by design: the scaler then leaves the update out, and scales less."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def flush(self, step: int, further: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Hand the mean loss since the last time, learning rate, norm of the gradients and more to the trackers."""
+        """Hand the mean loss since the last time, learning rate, norm of the gradients and more to the trackers.
+
+        Raises:
+            UserError: when one of the steps since then has gone wrong.
+        """
         if not len(self._losses):
             return
-        self.last_loss = self._over_ranks(self._losses.mean())
-        if not self.last_loss < float("inf"):
-            raise UserError(
-                f"the training loss is {self.last_loss} by step {step}; "
-                "a smaller optimizer.lr, trainer.gradient_clip or precision=fp32 may help"
-            )
-        norm = self._norm()
+        micro_batches = self._losses.take().view(-1, self.trainer.accumulate_grad_batches)
+        losses = self._over_ranks(micro_batches.mean(1)).tolist()
+        norms = self._norms.take().tolist()
+        self.judge.require_sound(losses, [] if self._scales_losses else norms, step)
+        self.last_loss = sum(losses) / len(losses)
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            norm = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()
+            norms = [] if norm is None else [float(norm)]
         if self.global_rank == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            seen = {"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch, **further}
-            self._log(seen if norm is None else {**seen, "train/gradient_norm": norm}, step)
+            self.logged = {"train/loss": self.last_loss, "train/lr": rate, "epoch": step / self._steps_per_epoch}
+            self.logged |= {"train/gradient_norm": norms[-1]} if norms else {}
+            self.logged |= further
+            self._log(self.logged, step)
 
-    def _over_ranks(self, value: float) -> float:
-        """Return the mean over all ranks."""
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """Return the mean of each value over all ranks."""
         if self.trainer.world_size == 1:
-            return value
-        return float(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean"))
+            return values
+        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -146,6 +181,10 @@ class TrainingModule(pl.LightningModule):
     def begin_validation(self) -> None:
         """Start from fresh metrics."""
         self._val_metrics = self.task.metrics().to(self.device)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):  # ranks that share layers see the same rows, which count once
+            for metric in self._val_metrics.values():
+                metric.process_group = strategy.device_mesh["data_parallel"].get_group()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self._val_metrics is not None
@@ -162,11 +201,3 @@ class TrainingModule(pl.LightningModule):
 def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:
     """Return the scalar values of metrics, by `prefix/name`."""
     return {f"{prefix}/{name}": v.item() for name, v in metrics.compute().items() if v.numel() == 1}
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return two groups: matrices with the optimizer's weight decay; norms, biases and other vectors without."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in wanted if p.ndim >= 2], [p for p in wanted if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]

@@ -55,7 +55,7 @@ def _train(run: Path, folder: Path, rank: int, pipe: int) -> None:
     job = json.loads((folder / ".job.json").read_text(encoding="utf-8"))
     torch.set_num_threads(job.pop("threads"))
     bench = Workbench(Experiment(config, record), record["data"]["path"])
-    bench.seed(rank)
+    bench.seed(rank // config.strategy.tensor_parallel)  # ranks that share layers draw the same
     model = torch.load(folder / ".start.pt", weights_only=False)
 
     def log(metrics: dict[str, float], step: int) -> None:

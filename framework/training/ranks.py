@@ -35,6 +35,7 @@ from framework.record.interrupts import INTERRUPTS
 from .loop import Fitted, Job
 from .module import LogMetrics
 from .saving import load_best
+from .strategies import tensor_parallel_plan
 from .workbench import Workbench
 
 POLL_S = 0.05
@@ -56,6 +57,8 @@ def train_on_ranks(bench: Workbench, model: nn.Module, folder: Path, job: Job, l
         RankFailed: anything else, with the traceback of the rank that failed first.
     """
     cfg = bench.config
+    if cfg.strategy.tensor_parallel > 1:
+        tensor_parallel_plan(model)
     folder.mkdir(parents=True, exist_ok=True)
     start = folder / ".start.pt"
     torch.save(model, start)

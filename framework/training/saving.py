@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from framework.errors import UserError
 from framework.record.console import say
 from framework.record.files import write_json
 
+from .anomalies import Anomalies
 from .averaging import Averaging
 from .checkpoints import CheckpointFolder
 from .module import TrainingModule
@@ -35,6 +37,7 @@ class Checkpoints(StepCallback):
         every: steps between states, beside those after each validation; None for no others.
         patience: validations without a better one after which training ends; None for no such end.
         averaging: keeps the averaged weights, which are those that are best, or None.
+        anomalies: have a state, too.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Checkpoints(StepCallback):
         every: int | None = None,
         patience: int | None = None,
         averaging: Averaging | None = None,
+        anomalies: Anomalies | None = None,
     ) -> None:
         self.store, self.loader, self.metric, self.every = store, loader, metric, every
-        self.patience, self.averaging = patience, averaging
+        self.patience, self.averaging, self.anomalies = patience, averaging, anomalies
+        self.saved_at: float | None = None
         self.sign = 1.0 if mode == "max" else -1.0
         self.best: dict[str, float] = {} if found is None else found["best"]
         self.worse = 0 if found is None else found["worse"]
@@ -68,6 +73,8 @@ class Checkpoints(StepCallback):
         ]
         if self.averaging is not None and self._found["averaged"] is not None:
             self.averaging.restore(module, self._found["averaged"])
+        if self.anomalies is not None and "anomalies" in self._found:
+            self.anomalies.load_state_dict(self._found["anomalies"])
         spread_random(trainer, self._found["random"])
         self._found = None
 
@@ -110,8 +117,10 @@ class Checkpoints(StepCallback):
             "best": self.best,
             "worse": self.worse,
             "averaged": averaged,
+            "anomalies": self.anomalies.state_dict() if self.anomalies is not None else None,
         }
         self.store.write(step, state, weights)
+        self.saved_at = monotonic()
 
     def on_end(self) -> None:
         self.store.wait()

@@ -40,7 +40,7 @@ def gather_weights(trainer: pl.Trainer, module: TrainingModule) -> Weights:
 def gather_optimizer(trainer: pl.Trainer, module: TrainingModule) -> State:
     """Return the optimizer's full state, `state` by parameter name and `param_groups`; see `gather_weights`."""
     if isinstance(trainer.strategy, DeepSpeedStrategy):
-        return _deepspeed_optimizer(trainer, module.model)
+        return _deepspeed_optimizer(trainer, module)
     options = StateDictOptions(full_state_dict=True, cpu_offload=trainer.world_size > 1)
     return _copied(get_optimizer_state_dict(module.model, trainer.optimizers, options=options))
 
@@ -48,7 +48,7 @@ def gather_optimizer(trainer: pl.Trainer, module: TrainingModule) -> State:
 def spread_optimizer(trainer: pl.Trainer, module: TrainingModule, state: State) -> None:
     """Give every rank its part of an optimizer's full state, which every rank has read."""
     if isinstance(trainer.strategy, DeepSpeedStrategy):
-        _spread_deepspeed(trainer, module.model, state)
+        _spread_deepspeed(trainer, module, state)
         return
     options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(module.model, trainer.optimizers, _copied(state), options=options)
@@ -96,53 +96,49 @@ def _copied(value: Any) -> Any:
 
 def _deepspeed_weights(model: nn.Module) -> Weights:
     from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.zero import GatheredParameters
 
     weights = {}
     for name, parameter in model.named_parameters():
-        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
-        weights[name] = full.detach().cpu().clone()
+        if parameter.requires_grad:
+            weights[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+        else:
+            with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                weights[name] = parameter.detach().float().cpu().clone()
     persistent = model.state_dict().keys()
     buffers = {n: b.detach().cpu().clone() for n, b in model.named_buffers() if n in persistent}
     return {**weights, **buffers}
 
 
-def _deepspeed_optimizer(trainer: pl.Trainer, model: nn.Module) -> State:
+def _deepspeed_optimizer(trainer: pl.Trainer, module: TrainingModule) -> State:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     wrapped: Any = trainer.optimizers[0]
     flat = _flat_states(wrapped)
     state: State = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.model.named_parameters():
         if parameter.requires_grad:
             state[name] = {
                 key: value.clone() if value.ndim == 0 else safe_get_full_optimizer_state(parameter, key).cpu().clone()
                 for key, value in flat.items()
             }
-    names = _group_names(model)
     groups = [{**{k: v for k, v in g.items() if k != "params"}} for g in wrapped.param_groups]
-    return {"state": state, "param_groups": [{**g, "params": n} for g, n in zip(groups, names, strict=True)]}
+    named = [{**g, "params": list(own.names)} for g, own in zip(groups, module.groups, strict=True)]
+    return {"state": state, "param_groups": named}
 
 
-def _spread_deepspeed(trainer: pl.Trainer, model: nn.Module, saved: State) -> None:
+def _spread_deepspeed(trainer: pl.Trainer, module: TrainingModule, saved: State) -> None:
     from deepspeed.utils import safe_set_full_optimizer_state
 
     wrapped: Any = trainer.optimizers[0]
     _flat_states(wrapped, saved)
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.model.named_parameters():
         for key, value in saved["state"].get(name, {}).items():
             if isinstance(value, Tensor) and value.ndim:
                 safe_set_full_optimizer_state(parameter, value.float(), key)
     by_name = {name: group for group in saved["param_groups"] for name in group["params"]}
-    for group, names in zip(wrapped.param_groups, _group_names(model), strict=True):
-        group.update({k: v for k, v in by_name[names[0]].items() if k != "params"})
-
-
-def _group_names(model: nn.Module) -> list[list[str]]:
-    """Return the names of the parameters in each of the optimizer's groups (see `parameter_groups`)."""
-    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    ndim = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in wanted}
-    groups = [[n for n, _ in wanted if ndim[n] >= 2], [n for n, _ in wanted if ndim[n] < 2]]
-    return [group for group in groups if group]
+    for group, own in zip(wrapped.param_groups, module.groups, strict=True):
+        group.update({k: v for k, v in by_name[own.names[0]].items() if k != "params"})
 
 
 def _flat_states(wrapped: Any, saved: State | None = None) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from framework.errors import UserError
+
 from .acceleration import blocks_of
 
 TIMEOUT_S = 1800.0
@@ -37,15 +39,16 @@ def ddp(timeout_s: float = TIMEOUT_S, find_unused_parameters: bool = False) -> D
     )
 
 
-def fsdp2(timeout_s: float = TIMEOUT_S) -> ModelParallelStrategy:
+def fsdp2(timeout_s: float = TIMEOUT_S, tensor_parallel: int = 1) -> ModelParallelStrategy:
     """Parameters, gradients and optimizer state are spread over the ranks, block by block (PyTorch's `fully_shard`).
 
     Args:
+        tensor_parallel: so many neighbouring ranks share the work of each layer (Shoeybi et al., "Megatron-LM", 2019).
         timeout_s: seconds after which a collective that not all ranks have joined is an error.
     """
     return ModelParallelStrategy(
-        data_parallel_size=int(os.environ.get("WORLD_SIZE", "1")),
-        tensor_parallel_size=1,
+        data_parallel_size=int(os.environ.get("WORLD_SIZE", "1")) // tensor_parallel,
+        tensor_parallel_size=tensor_parallel,
         timeout=timedelta(seconds=timeout_s),
     )
 
@@ -112,14 +115,25 @@ class _DeepSpeedOnCPU(DeepSpeedStrategy):
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """Apply `fully_shard` to a model in place: each element of its module lists, then the rest.
+    """Share out a model in place: the layers of its plan by tensor parallelism, then all by `fully_shard`.
+
+    That is applied to each element of its module lists, then to the rest.
 
     Args:
         model: the network.
-        mesh: Lightning's, with the axis `data_parallel`.
+        mesh: Lightning's, with the axes `data_parallel` and `tensor_parallel`.
         precision: Lightning's word; with `bf16-mixed` parameters are gathered in bfloat16, and gradients reduced in
             float32.
+
+    Raises:
+        UserError: when tensor parallelism is wanted, and the model has no plan for it.
     """
+    if mesh["tensor_parallel"].size() > 1:
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        styles = {"columns": ColwiseParallel, "rows": RowwiseParallel}
+        plan = {name: styles[style]() for name, style in tensor_parallel_plan(model).items()}
+        parallelize_module(model, mesh["tensor_parallel"], plan)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
@@ -129,3 +143,19 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
         if block is not model:
             fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
     fully_shard(model, mesh=mesh["data_parallel"], mp_policy=policy)
+
+
+def tensor_parallel_plan(model: nn.Module) -> Mapping[str, str]:
+    """Return which layers of a model are cut, by name (globs): `columns` (of outputs), `rows` (of inputs).
+
+    Raises:
+        UserError: when the model does not say.
+    """
+    plan = getattr(model, "tensor_parallel_plan", None)
+    if plan is None:
+        raise UserError(
+            f"strategy.tensor_parallel: {type(model).__name__} has no method `tensor_parallel_plan`, which says "
+            "how its layers are cut; use strategy=fsdp2"
+        )
+    found: Mapping[str, str] = plan()
+    return found

@@ -5,7 +5,7 @@ To add one, write a class with the attributes and methods of `Task` and a YAML i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,22 @@ class Task(Protocol):
         """Return texts to be shown in the report, by title."""
 
 
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and targets, as the task's own loss takes them, to a scalar."""
+
+
+def collection(own: Mapping[str, Metric], further: Mapping[str, Metric]) -> MetricCollection:
+    """Return a task's own metrics and further ones, fresh.
+
+    Raises:
+        ValueError: when a further one has the name of an own one.
+    """
+    if taken := own.keys() & further.keys():
+        raise ValueError(f"further_metrics: the task has a metric `{min(taken)}` of its own; give another name")
+    metrics: dict[str, Metric | MetricCollection] = {**own, **{name: m.clone() for name, m in further.items()}}
+    return MetricCollection(metrics, compute_groups=False)
+
+
 def forward(model: nn.Module, task: Task, batch: Batch) -> Tensor:
     """Return the model's outputs for a batch."""
     return model(*(batch[name] for name in task.inputs))
@@ -66,41 +82,45 @@ class Classification:
         classes: the number of classes.
         inputs: fields given to the model.
         target: field of the right class, int64 [batch].
-        loss_name: the loss.
         label_smoothing: share of the target spread over all classes while training.
+        further_metrics: beside its own, by name; each is given the outputs and targets that the loss takes.
+        loss_function: another loss, of outputs and targets.
         monitor, mode: see `Task`.
     """
 
     classes: int
     inputs: Sequence[str] = ("image",)
     target: str = "label"
-    loss_name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = 0.0
     monitor: str = "accuracy"
     mode: Literal["max", "min"] = "max"
+    further_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    loss_function: LossFunction | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, and it is {self.label_smoothing}")
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        if self.loss_function is not None:
+            return self.loss_function(outputs.float(), batch[self.target])
         return F.cross_entropy(outputs.float(), batch[self.target], label_smoothing=self.label_smoothing)
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(self.classes, average="micro"),
-                "loss": MeanMetric(),
-                "confusion": MulticlassConfusionMatrix(self.classes),
-            },
-            compute_groups=False,
-        )
+        own: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(self.classes, average="micro"),
+            "loss": MeanMetric(),
+            "confusion": MulticlassConfusionMatrix(self.classes),
+        }
+        return collection(own, self.further_metrics)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
         target = batch[self.target]
         metrics["accuracy"].update(outputs, target)
         metrics["confusion"].update(outputs, target)
         metrics["loss"].update(F.cross_entropy(outputs.float(), target), weight=len(target))
+        for name in self.further_metrics:
+            metrics[name].update(outputs, target)
 
     def decide(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
@@ -117,33 +137,36 @@ class MultiLabel:
         classes: the number of classes.
         inputs: fields given to the model.
         target: field of zeros and ones, [batch, classes].
-        loss_name: the loss.
         threshold: the probability from which on a class counts as found.
+        further_metrics: beside its own, by name; each is given the outputs and targets that the loss takes.
+        loss_function: another loss, of outputs and targets.
         monitor, mode: see `Task`.
     """
 
     classes: int
     inputs: Sequence[str] = ("image",)
     target: str = "labels"
-    loss_name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
     threshold: float = 0.5
     monitor: str = "f1"
     mode: Literal["max", "min"] = "max"
+    further_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    loss_function: LossFunction | None = None
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.binary_cross_entropy_with_logits(outputs.float(), batch[self.target].float())
+        loss = F.binary_cross_entropy_with_logits if self.loss_function is None else self.loss_function
+        return loss(outputs.float(), batch[self.target].float())
 
     def metrics(self) -> MetricCollection:
-        metrics: dict[str, Metric | MetricCollection] = {
+        own: dict[str, Metric] = {
             "f1": MultilabelF1Score(self.classes, self.threshold, average="micro"),
             "precision": MultilabelPrecision(self.classes, self.threshold, average="micro"),
             "recall": MultilabelRecall(self.classes, self.threshold, average="micro"),
             "loss": MeanMetric(),
         }
-        return MetricCollection(metrics, compute_groups=False)
+        return collection(own, self.further_metrics)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
-        for name in ("f1", "precision", "recall"):
+        for name in ("f1", "precision", "recall", *self.further_metrics):
             metrics[name].update(outputs.float().sigmoid(), batch[self.target].int())
         metrics["loss"].update(self.loss(outputs, batch), weight=len(outputs))
 
@@ -163,6 +186,8 @@ class Regression:
         target: field of the right numbers, [batch, outputs] or, for one output, [batch].
         loss_name: the loss.
         decimals: to which two outputs must round alike to count as the same decision.
+        further_metrics: beside its own, by name; each is given the outputs and targets that the loss takes.
+        loss_function: another loss, of outputs and targets.
         monitor, mode: see `Task`.
     """
 
@@ -172,26 +197,28 @@ class Regression:
     decimals: int = 2
     monitor: str = "rmse"
     mode: Literal["max", "min"] = "min"
+    further_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    loss_function: LossFunction | None = None
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        losses = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
-        return losses[self.loss_name](outputs.float(), self._target(outputs, batch))
+        losses: dict[str, LossFunction] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+        return (self.loss_function or losses[self.loss_name])(outputs.float(), self._target(outputs, batch))
 
     def _target(self, outputs: Tensor, batch: Batch) -> Tensor:
         return batch[self.target].float().reshape(outputs.shape)
 
     def metrics(self) -> MetricCollection:
-        metrics: dict[str, Metric | MetricCollection] = {
+        own: dict[str, Metric] = {
             "rmse": MeanSquaredError(squared=False),
             "mae": MeanAbsoluteError(),
             "r2": R2Score(),
             "loss": MeanMetric(),
         }
-        return MetricCollection(metrics, compute_groups=False)
+        return collection(own, self.further_metrics)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
         target = self._target(outputs, batch)
-        for name in ("rmse", "mae", "r2"):
+        for name in ("rmse", "mae", "r2", *self.further_metrics):
             metrics[name].update(outputs.float().flatten(), target.flatten())
         metrics["loss"].update(self.loss(outputs, batch), weight=len(outputs))
 
@@ -212,7 +239,8 @@ class LanguageModelling:
         bytes_per_token: average bytes that a token stands for; 1 for bytes.
         sample_length: tokens generated for the report; 0 for none.
         temperature: of the sample.
-        loss_name: the loss.
+        further_metrics: beside its own, by name; each is given the outputs and targets that the loss takes.
+        loss_function: another loss, of outputs and targets.
         monitor, mode: see `Task`.
     """
 
@@ -221,23 +249,26 @@ class LanguageModelling:
     bytes_per_token: float = 1.0
     sample_length: int = 400
     temperature: float = 0.8
-    loss_name: Literal["cross_entropy"] = "cross_entropy"
     monitor: str = "bits_per_byte"
     mode: Literal["max", "min"] = "min"
+    further_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    loss_function: LossFunction | None = None
     _per_token: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._per_token = 1.0 / (self.bytes_per_token * torch.log(torch.tensor(2.0)).item())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs.flatten(0, 1).float(), batch[self.target].flatten())
+        return (self.loss_function or F.cross_entropy)(outputs.flatten(0, 1).float(), batch[self.target].flatten())
 
     def metrics(self) -> MetricCollection:
-        metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(), "bits_per_byte": MeanMetric()}
-        return MetricCollection(metrics, compute_groups=False)
+        return collection({"loss": MeanMetric(), "bits_per_byte": MeanMetric()}, self.further_metrics)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
-        loss = self.loss(outputs, batch)
+        logits, target = outputs.flatten(0, 1).float(), batch[self.target].flatten()
+        loss = F.cross_entropy(logits, target)
+        for name in self.further_metrics:
+            metrics[name].update(logits, target)
         metrics["loss"].update(loss, weight=batch[self.target].numel())
         metrics["bits_per_byte"].update(loss * self._per_token, weight=batch[self.target].numel())
 

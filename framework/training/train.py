@@ -13,6 +13,7 @@ from framework.record.experiment import Experiment
 from .beginning import begin_from
 from .checkpoints import CheckpointFolder
 from .fit import fit
+from .low_rank import add_low_rank, merge_low_rank
 from .workbench import Workbench
 
 
@@ -24,9 +25,14 @@ def run(experiment: Experiment) -> None:
     if experiment.config.trainer.start_from is not None:
         begin_from(model, Path(experiment.config.trainer.start_from).expanduser())
     parameters = sum(p.numel() for p in model.parameters())
+    if (lora := as_plain(experiment.config.trainer.lora))["rank"] is not None:
+        add_low_rank(model, **lora)
+        trained_ones = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        say(f"  lora: {trained_ones:,} of {parameters:,} parameters are trained")
     folder = experiment.folder / "checkpoints"
     resumed = CheckpointFolder(folder).exists()
     fitted = fit(bench, model, folder, what="training", log=experiment.log, resume=True)
+    merge_low_rank(model)
     trained = experiment.folder / "model" / "trained"
     save_model(SavedModel(model.eval(), as_plain(experiment.config.model)), trained, bench.example())
     record = experiment.record
@@ -40,7 +46,14 @@ def run(experiment: Experiment) -> None:
             "strategy": experiment.config.strategy.name,
         },
     )
-    record.add_metrics({**fitted.metrics, "train/steps": fitted.steps, "model/parameters": parameters})
+    record.add_metrics(
+        {
+            **fitted.metrics,
+            "train/steps": fitted.steps,
+            "train/skipped_steps": fitted.skipped,
+            "model/parameters": parameters,
+        }
+    )
     metrics = ", ".join(f"{k} {v:.4f}" for k, v in fitted.metrics.items())
     went_on = " (went on from a checkpoint)" if resumed else ""
     where = f"{fitted.precision} on {fitted.device}{went_on}"

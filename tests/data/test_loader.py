@@ -53,6 +53,19 @@ def test_a_loader_goes_on_exactly_where_its_state_was_taken(folder: Path, stop: 
     assert seen == whole
 
 
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 32), (2, 8)])
+def test_the_rows_of_the_next_batch_are_known(folder: Path, world_size: int, micro_batch: int) -> None:
+    stored = ShardReader(folder, "train")
+    x = torch.from_numpy(stored.read("x", 0, stored.rows))
+    ranks = [load(folder, rank=r, world_size=world_size, micro_batch=micro_batch) for r in range(world_size)]
+    iterators = [iter(r) for r in ranks]
+    for _ in range(5):
+        said = ranks[0].describe_next()
+        batches = [next(i)["x"] for i in iterators for _ in range(32 // world_size // micro_batch)]
+        assert torch.equal(torch.cat(batches), x[said["rows"]])
+        assert said["epoch"] == 0
+
+
 def test_validation_is_in_stored_order_and_whole(folder: Path) -> None:
     loader = EvalLoader(folder, "test", 7)
     rows = torch.cat([b["x"] for b in loader])

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import MultiMarginLoss
 from torch.optim import SGD
+from torchmetrics.classification import MulticlassF1Score
 
 from framework.training.module import scalars
 from framework.training.schedules import wsd
-from framework.training.tasks import MultiLabel, Regression
+from framework.training.tasks import Classification, LanguageModelling, MultiLabel, Regression, Task
 
 
 def test_labels_are_found_apart_from_each_other() -> None:
@@ -33,6 +38,25 @@ def test_numbers_are_compared_by_the_loss_of_choice(loss: str, value: float) -> 
     assert found["val/rmse"] == pytest.approx(2.5**0.5)
     assert found["val/mae"] == pytest.approx(1.5)
     assert found["val/r2"] == pytest.approx(1 - 5 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "target"),
+    [
+        (Classification(3), torch.eye(3), torch.tensor([0, 1, 1])),
+        (LanguageModelling(), torch.eye(3)[None], torch.tensor([[0, 1, 1]])),
+    ],
+)
+def test_metrics_and_losses_of_choice_see_what_the_loss_sees(task: Task, outputs: Tensor, target: Tensor) -> None:
+    further = {"macro": MulticlassF1Score(3, average="macro")}
+    chosen = replace(task, further_metrics=further, loss_function=MultiMarginLoss())  # type: ignore[type-var]
+    metrics = chosen.metrics()
+    batch = {chosen.target: target}
+    chosen.update(metrics, outputs, batch)
+    assert scalars(metrics, "val")["val/macro"] == pytest.approx((1 + 2 / 3) / 3)
+    assert chosen.loss(outputs, batch) == MultiMarginLoss()(outputs.view(-1, 3), target.flatten())
+    with pytest.raises(ValueError, match="has a metric `loss` of its own"):
+        replace(task, further_metrics={"loss": MulticlassF1Score(3)}).metrics()  # type: ignore[type-var]
 
 
 def test_a_rate_rises_stays_and_falls() -> None:

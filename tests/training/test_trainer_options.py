@@ -119,6 +119,7 @@ def test_resume_auto_takes_up_the_newest_unfinished_run_of_the_same_config(small
 
 def test_the_log_has_what_a_person_wants_to_know(small: Compose) -> None:
     record = run(small(*TRAINING))
-    for metric in ("train/gradient_norm", "train/samples_per_s", "train/waiting_for_data", "train/memory_gb"):
+    for metric in ("train/gradient_norm", "train/samples_per_s", "train/waiting_for_data", "train/memory_gb",
+                   "train/checkpoint_age_s", "train/tflops_per_s"):  # fmt: skip
         assert rows_of(record, metric), metric
     assert max(rows_of(record, "train/waiting_for_data")) <= 1
