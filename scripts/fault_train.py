@@ -5,14 +5,15 @@
 
 Prints a table, and exits with 1 when a fault got through. Trainings are on CPUs, one thread a rank.
 
-On two cores, with few kills:
+On two cores (some 25 minutes):
 
-    kill -9 of the run            2 kills, 1 trainings: the weights of an undisturbed one, to the bit
-    kill -9 of a rank             1 times: named, the run over within 0 s, and gone on to the same bits
+    kill -9 of the run            50 kills, 1 trainings: the weights of an undisturbed one, to the bit
+    kill -9 of a rank             20 times: named, the run over within 0 s, and gone on to the same bits
+    SIGTERM to one rank, to all   single, ddp, fsdp2, deepspeed_zero1, 2, 3, _offload: exit code 75, and gone on to ...
     damaged checkpoints           passed over with a warning, the one before is taken: the same bits; none good: ...
     a full disk                   one message; with room the same command goes on to the end
     a loader that raises          exit code 2 and the shard's name, from two ranks as from one
-    NaN                           exit code 2, with the step and advice
+    NaN                           exit code 2, with the step, its rows and advice
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def spoilt(_: int, work: Path) -> str:
         output = finish(start(work / strategy, *SHORT, f"strategy={strategy}", disturb={"step": 11, "do": "nan"}), 2)
         if "training loss is nan at step 12; it took rows" not in output:
             raise GotThrough(f"it is not said: {output[-1500:]}")
-    return "exit code 2, with the step and advice"
+    return "exit code 2, with the step, its rows and advice"
 
 
 FAULTS: dict[str, Callable[[int, Path], str]] = {

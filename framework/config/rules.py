@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .definitions import method_of, resolve
 from .machine import has_package, this_machine
 from .mixture import mixed_in
 from .requirements import facts
 from .world import data_ranks, world_size
 
 Problem = tuple[str, str]
+PLAN = "tensor_parallel_plan"
 CHECK_MODES = ("before", "true", "shapes", "false")
 
 
@@ -92,6 +95,10 @@ def layers_divide(cfg: DictConfig) -> Iterator[Problem]:
     shared = cfg.strategy.tensor_parallel
     if shared > 1 and "tensor_parallel" not in cfg.strategy.plugin:
         yield "strategy.tensor_parallel", f"strategy {cfg.strategy.name} does not cut layers; use strategy=fsdp2_tp"
+        return
+    found = resolve(str(cfg.model.get("_target_"))) if shared > 1 else None
+    if found is not None and isinstance(found.node, ast.ClassDef) and method_of(found, PLAN) is None:
+        yield "strategy.tensor_parallel", f"{found.node.name} has no method `{PLAN}`, which says how layers are cut"
     heads = cfg.model.get("heads")
     if shared > 1 and isinstance(heads, int) and heads % shared:
         yield "strategy.tensor_parallel", f"{heads} heads (model.heads) do not divide among {shared} processes"

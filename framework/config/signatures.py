@@ -92,19 +92,21 @@ def _forwarded(target: str, signature: Signature, owner: Found, method: Found) -
     kwarg = method.node.args.kwarg
     if holder is None or kwarg is None:
         return signature
-    forwards = any(
-        isinstance(call, ast.Call)
+    forwards = [
+        call
+        for call in ast.walk(method.node)
+        if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
         and call.func.attr == "__init__"
         and any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == kwarg.arg for k in call.keywords)
-        for call in ast.walk(method.node)
-    )
+    ]
     bases = bases_of(holder)
     if not forwards or len(bases) != 1:
         return signature
     above = _signature(target, bases[0])
-    own = {p.name for p in signature.parameters}
-    merged = signature.parameters + tuple(p for p in above.parameters if p.name not in own)
+    given = {p.name for p in signature.parameters} | {k.arg for k in forwards[0].keywords}
+    rest = above.parameters[len(forwards[0].args) :]
+    merged = signature.parameters + tuple(p for p in rest if p.name not in given)
     return Signature(target, merged, above.open, signature.file, signature.line, signature.module, signature.doc)
 
 

@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from framework.errors import UserError
@@ -61,12 +60,11 @@ def parameter_groups(model: nn.Module, rules: Mapping[str, Mapping[str, Any]] | 
 
 
 def with_parameters(model: nn.Module, groups: list[Group]) -> list[dict[str, Any]]:
-    """Return groups as optimizers take them; each holds parameters of one device mesh, which are updated together."""
+    """Return groups as optimizers take them; parameters of several device meshes are updated one by one."""
     known, found = dict(model.named_parameters()), []
     for group in groups:
-        meshes: dict[DeviceMesh | None, list[nn.Parameter]] = {}
-        for parameter in (known[name] for name in group.names):
-            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-            meshes.setdefault(mesh, []).append(parameter)
-        found += [{"params": parameters, **group.options} for parameters in meshes.values()]
+        parameters = [known[name] for name in group.names]
+        meshes = {p.device_mesh if isinstance(p, DTensor) else None for p in parameters}
+        together = {"foreach": False} if len(meshes) > 1 else {}
+        found.append({"params": parameters, **group.options, **together})
     return found

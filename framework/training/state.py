@@ -50,8 +50,13 @@ def spread_optimizer(trainer: pl.Trainer, module: TrainingModule, state: State) 
     if isinstance(trainer.strategy, DeepSpeedStrategy):
         _spread_deepspeed(trainer, module, state)
         return
+    groups = trainer.optimizers[0].param_groups
+    together = [group.get("foreach") for group in groups]  # how parameters are updated is this strategy's own affair
     options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(module.model, trainer.optimizers, _copied(state), options=options)
+    for group, own in zip(groups, together, strict=True):
+        if "foreach" in group:
+            group["foreach"] = own
 
 
 def gather_random(trainer: pl.Trainer) -> list[State]:
@@ -95,8 +100,8 @@ def _copied(value: Any) -> Any:
 
 
 def _deepspeed_weights(model: nn.Module) -> Weights:
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     weights = {}
     for name, parameter in model.named_parameters():

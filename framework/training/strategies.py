@@ -69,10 +69,21 @@ def deepspeed(
         nvme_path: keep what is offloaded on a disk there instead.
         timeout_s: seconds after which a collective that not all ranks have joined is an error.
         config: entries of DeepSpeed's own JSON, which win over those made here.
+
+    Raises:
+        UserError: when a disk is wanted, and what DeepSpeed needs for it is not there.
     """
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if nvme_path:
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible():
+            raise UserError(
+                "strategy.plugin.nvme_path: DeepSpeed compiles its access to disks; install libaio's headers and a "
+                "compiler (Debian: libaio-dev g++), or leave it null, for the main memory"
+            )
     device = "nvme" if nvme_path else "cpu"
     zero: dict[str, Any] = {"stage": stage}
     if on_cpu:  # its defaults, made for GPUs, allocate gigabytes in every step

@@ -46,6 +46,7 @@ def test_what_ships_is_sound(overrides: list[str]) -> None:
         ("strategy=deepspeed_zero2 optimizer=muon", "optimizer: does not work with `strategy.name`"),
         ("strategy=ddp strategy.tensor_parallel=2", "strategy ddp does not cut layers; use strategy=fsdp2_tp"),
         ("strategy=fsdp2_tp model=vit model.heads=3 model.width=63 strategy.devices=2", "3 heads (model.heads) do not"),
+        ("strategy=fsdp2_tp model=cnn strategy.devices=2", "CNN has no method `tensor_parallel_plan`"),
         ("strategy=fsdp2_tp strategy.devices=3 data.loader.lanes=6", "2 does not divide 3 processes"),
         ("model.outputs=${task.clases}", "does not resolve"),
         ("name=???", "name: has no value; give one"),

@@ -41,6 +41,13 @@ def test_kwargs_handed_to_the_base_take_the_bases_arguments(tmp_path: Path, monk
     assert not signature.open
 
 
+def test_what_a_constructor_gives_its_base_itself_is_not_asked_for() -> None:
+    required = {
+        p.name for p in read_signature("torchmetrics.classification.MulticlassF1Score").parameters if p.required
+    }
+    assert required == {"num_classes"}  # it gives `beta` to MulticlassFBetaScore
+
+
 def test_a_path_that_leads_nowhere_lists_what_is_there() -> None:
     with pytest.raises(TargetNotFound) as caught:
         read_signature("framework.models.cnn.CNNN")
