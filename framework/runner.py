@@ -44,12 +44,13 @@ _HOW_NOT_WHAT = (
 """Keys that may change when a run directory is continued: they say how it is run, and not what comes out."""
 
 
-def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
+def run(config: DictConfig, overrides: Sequence[str] = (), watching: Sequence[Tracker] = ()) -> RunRecord:
     """Run an experiment.
 
     Args:
         config: the composed config (`framework.config.schema.Config`), already checked.
         overrides: what was typed, for the record.
+        watching: trackers beside those of the config.
 
     Returns:
         the run's record.
@@ -68,7 +69,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> RunRecord:
         say(f"{config.name}: {record.folder}")
         experiment = Experiment(config, record, earlier)
         try:
-            experiment.trackers = list(build_set(config.tracker, "tracker").values())
+            experiment.trackers = [*build_set(config.tracker, "tracker").values(), *watching]
             started: list[Tracker] = []
             try:
                 for tracker in experiment.trackers:

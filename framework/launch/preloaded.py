@@ -1,0 +1,20 @@
+"""What a job's process imports anyway, imported once by the fork server from which it is forked."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib import import_module
+
+MODULES = (
+    "framework.runner",
+    "framework.data.dataset",
+    "framework.training.train",
+    "framework.training.evaluate",
+    "framework.tracking.csv",
+    "torch.optim.adamw",
+    "torch._dynamo",
+)
+
+for name in MODULES:
+    with suppress(ImportError):  # whoever needs it will say so
+        import_module(name)
