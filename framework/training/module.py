@@ -175,7 +175,8 @@ class TrainingModule(pl.LightningModule):
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not self._sharded:
-            shard(self.model, strategy.device_mesh, str(self.trainer.precision_plugin.precision))
+            precision = str(self.trainer.precision_plugin.precision)
+            shard(self.model, strategy.device_mesh, precision, getattr(strategy, "wrap", None))
             self._sharded = True
 
     def begin_validation(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -39,18 +40,23 @@ def ddp(timeout_s: float = TIMEOUT_S, find_unused_parameters: bool = False) -> D
     )
 
 
-def fsdp2(timeout_s: float = TIMEOUT_S, tensor_parallel: int = 1) -> ModelParallelStrategy:
+def fsdp2(
+    timeout_s: float = TIMEOUT_S, tensor_parallel: int = 1, wrap: Sequence[str] | None = None
+) -> ModelParallelStrategy:
     """Parameters, gradients and optimizer state are spread over the ranks, block by block (PyTorch's `fully_shard`).
 
     Args:
         tensor_parallel: so many neighbouring ranks share the work of each layer (Shoeybi et al., "Megatron-LM", 2019).
         timeout_s: seconds after which a collective that not all ranks have joined is an error.
+        wrap: names (globs) of modules whose parameters are gathered together; None for the elements of module lists.
     """
-    return ModelParallelStrategy(
+    strategy = ModelParallelStrategy(
         data_parallel_size=int(os.environ.get("WORLD_SIZE", "1")) // tensor_parallel,
         tensor_parallel_size=tensor_parallel,
         timeout=timedelta(seconds=timeout_s),
     )
+    strategy.wrap = wrap  # for `shard`, once there is a model
+    return strategy
 
 
 def deepspeed(
@@ -125,19 +131,20 @@ class _DeepSpeedOnCPU(DeepSpeedStrategy):
         return torch.device("cpu", self.local_rank)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, precision: str, wrap: Sequence[str] | None = None) -> None:
     """Share out a model in place: the layers of its plan by tensor parallelism, then all by `fully_shard`.
 
-    That is applied to each element of its module lists, then to the rest.
+    That is applied to the modules that `wrap` names, or each element of its module lists, then to the rest.
 
     Args:
         model: the network.
         mesh: Lightning's, with the axes `data_parallel` and `tensor_parallel`.
         precision: Lightning's word; with `bf16-mixed` parameters are gathered in bfloat16, and gradients reduced in
             float32.
+        wrap: see `fsdp2`.
 
     Raises:
-        UserError: when tensor parallelism is wanted, and the model has no plan for it.
+        UserError: when tensor parallelism is wanted, and the model has no plan for it; when `wrap` names nothing.
     """
     if mesh["tensor_parallel"].size() > 1:
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -150,10 +157,21 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in blocks_of(model):
+    for block in _wrapped(model, wrap):
         if block is not model:
             fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
     fully_shard(model, mesh=mesh["data_parallel"], mp_policy=policy)
+
+
+def _wrapped(model: nn.Module, wrap: Sequence[str] | None) -> list[nn.Module]:
+    """Return the modules whose parameters are gathered together, inner ones first."""
+    if wrap is None:
+        return blocks_of(model)
+    modules = dict(model.named_modules())
+    found = [module for name, module in modules.items() if any(fnmatch(name, pattern) for pattern in wrap)]
+    if not found:
+        raise UserError(f"strategy.plugin.wrap: no module is called so; there are {', '.join(filter(None, modules))}")
+    return found[::-1]
 
 
 def tensor_parallel_plan(model: nn.Module) -> Mapping[str, str]:
