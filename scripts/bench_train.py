@@ -12,22 +12,22 @@ once or in the background.
 Measured on two cores (a virtual machine), Python 3.11, torch 2.13.0, pytorch-lightning 2.6.6; no GPU was to be had:
 
     a step of the MLP                                   us
-      ours                                           1,185
-      a bare Lightning Trainer                       1,117   ours is 1.06x
-      a Lightning Trainer, ten self.log              3,516   ours is 0.34x
-      a bare PyTorch loop                              732   ours is 1.62x
+      ours                                           1,107
+      a bare Lightning Trainer                       1,049   ours is 1.06x
+      a Lightning Trainer, ten self.log              3,888   ours is 0.28x
+      a bare PyTorch loop                              721   ours is 1.54x
 
     a step of the GPT                                   ms
-      ours                                           52.12
-      a bare PyTorch loop                            51.86   ours is 0.995 of its speed
+      ours                                           75.15
+      a bare PyTorch loop                            72.92   ours is 0.970 of its speed
 
     waiting for data, share of the time
-      GPT                                            0.35%
-      digits, CNN                                    1.80%
+      GPT                                            0.24%
+      digits, CNN                                    1.72%
 
     training stands still for a checkpoint              ms
-      written at once                                  875
-      written in the background                        106   0.12 of it
+      written at once                                  833
+      written in the background                         99   0.12 of it
 """
 
 from __future__ import annotations
