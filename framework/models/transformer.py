@@ -21,12 +21,14 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.head_width, self.causal = width // heads, causal
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
         batch, time, _ = x.shape
-        qkv = self.qkv(x).view(batch, time, -1, 3, self.head_width)  # head by head, so that heads can be shared out
+        qkv = self.query_key_value(x).view(
+            batch, time, -1, 3, self.head_width
+        )  # head by head, so that heads can be shared out
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each [batch, heads, time, head width]
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
@@ -57,7 +59,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))))
 
 
-BLOCK_PLAN = {"attention.qkv": "columns", "attention.out": "rows", "mlp_in": "columns", "mlp_out": "rows"}
+BLOCK_PLAN = {"attention.query_key_value": "columns", "attention.out": "rows", "mlp_in": "columns", "mlp_out": "rows"}
 """How a block's layers are cut for tensor parallelism: each rank has whole heads, and a part of the MLP."""
 
 

@@ -32,7 +32,7 @@ def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 def test_norms_are_not_decayed_and_rules_come_first() -> None:
     rules = {"slow": {"parameters": ["blocks.0.attention.*"], "lr": 1e-5}, "all": {"parameters": ["*"], "eps": 1e-6}}
     groups = {group.names: dict(group.options) for group in parameter_groups(gpt(), rules)}
-    assert groups[("blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight")] == {"lr": 1e-5}
+    assert groups[("blocks.0.attention.query_key_value.weight", "blocks.0.attention.out.weight")] == {"lr": 1e-5}
     assert groups[("embedding.weight",)] == {"eps": 1e-6, "hidden": False}
     assert groups[("blocks.0.norm_attention.weight", "blocks.0.norm_mlp.weight", "norm.weight")] == {
         "eps": 1e-6, "weight_decay": 0.0,
