@@ -16,16 +16,9 @@ from framework.config.compose import CONFIG_NAME, command_line_loader, config_di
 from framework.config.explain import explain
 from framework.config.origins import Origins
 from framework.config.plugins import CONF, register
-from framework.errors import EXIT_DONE, Preempted, UserError
+from framework.errors import EXIT_DONE, Ended, Preempted, UserError
+from framework.record.catalogue import main_metric
 from framework.record.console import report_failure
-
-
-class _Ended(Exception):
-    """An experiment ended badly and has said so; the rest of a sweep still runs."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 def main() -> None:
@@ -36,7 +29,7 @@ def main() -> None:
 def _guarded(work: Callable[[], None]) -> int:
     try:
         work()
-    except _Ended as ended:
+    except Ended as ended:
         return ended.code
     except (HydraException, OmegaConfBaseException) as error:
         with command_line_loader(sys.argv[1:]) as loader:
@@ -53,7 +46,7 @@ def _command_line() -> None:
 
     config_dir_of(sys.argv[1:])
     register()
-    from framework.sweep.grid import register_sweepers  # after Hydra has loaded its own sweepers, which it does anew
+    from framework.sweep.sweepers import register_sweepers
 
     register_sweepers()
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -67,7 +60,7 @@ def _command_line() -> None:
     hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(_experiment)()
 
 
-def _experiment(config: DictConfig) -> None:
+def _experiment(config: DictConfig) -> float | None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -77,15 +70,18 @@ def _experiment(config: DictConfig) -> None:
     if own.mode is RunMode.MULTIRUN and config.group is None:
         config.group = Path(own.sweep.dir).name
     try:
-        _check_and_run(config, overrides, Origins(GlobalHydra.instance().config_loader(), CONFIG_NAME, overrides))
+        return _check_and_run(
+            config, overrides, Origins(GlobalHydra.instance().config_loader(), CONFIG_NAME, overrides)
+        )
     except Exception as error:
         code = report_failure(error)
         if own.mode is RunMode.RUN or isinstance(error, Preempted):  # a stop means all of a sweep
             sys.exit(code)
-        raise _Ended(code) from error
+        raise Ended(code) from error
 
 
-def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -> None:
+def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -> float | None:
+    """Run an experiment; returns its main metric, for sweepers of others."""
     mode = config.check.lower()
     if mode != "false":
         require_sound(config, origins)
@@ -98,4 +94,6 @@ def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -
     else:
         from framework.runner import run
 
-        run(config, overrides)
+        found = main_metric(run(config, overrides))
+        return found[1] if found else None
+    return None

@@ -28,6 +28,14 @@ class Preempted(Exception):
     """The run was stopped by a signal after a good checkpoint; running it again goes on (exit code 75)."""
 
 
+class Ended(Exception):
+    """It ended badly, and has said so: nothing is left but to exit with a code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return whether a full disk is what an error comes from; libraries in C++ and Rust say so in words only."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -15,12 +15,13 @@ from .definitions import Found, TargetNotFound, bases_of, dotted, known_at, meth
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its annotation as an expression (None when absent), and whether a value must be given."""
+    """One parameter: annotation and default as expressions (None when absent), and whether a value must be given."""
 
     name: str
     annotation: ast.expr | None = None
     required: bool = False
     keyword: bool = True
+    default: ast.expr | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def read_signature(target: str) -> Signature:
             raise TargetNotFound(f"there is no package `{missing}`", missing, [], package=missing)
         raise TargetNotFound(f"`{where}` has no `{missing}`", missing, known)
     return _signature(target, found)
+
+
+def default_of(target: str, parameter: str) -> object:
+    """Return the default of a parameter where it is written as a constant; None where not, or where none is known."""
+    try:
+        found = [p.default for p in read_signature(target).parameters if p.name == parameter]
+    except (TargetNotFound, SyntaxError, OSError):
+        return None
+    return found[0].value if found and isinstance(found[0], ast.Constant) else None
 
 
 def _signature(target: str, found: Found) -> Signature:
@@ -116,12 +126,13 @@ def _arguments(target: str, found: Found, *, skip_first: bool, place: dict[str, 
     positional = [*a.posonlyargs, *a.args]
     without_default = len(positional) - len(a.defaults)
     parameters = [
-        Parameter(p.arg, p.annotation, i < without_default, p not in a.posonlyargs)
-        for i, p in enumerate(positional)
+        Parameter(p.arg, p.annotation, i < without_default, p not in a.posonlyargs, default)
+        for i, (p, default) in enumerate(zip(positional, [*[None] * without_default, *a.defaults], strict=True))
         if not (skip_first and i == 0)
     ]
     parameters += [
-        Parameter(p.arg, p.annotation, default is None) for p, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
+        Parameter(p.arg, p.annotation, default is None, default=default)
+        for p, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
     ]
     return Signature(target, tuple(parameters), a.kwarg is not None, **place)  # type: ignore[arg-type]
 
@@ -142,7 +153,7 @@ def _dataclass_fields(found: Found) -> list[Parameter]:
             if "ClassVar" in ast.dump(node.annotation) or _init_false(node.value):
                 continue
             required = node.value is None or (isinstance(node.value, ast.Call) and not _has_default(node.value))
-            fields[node.target.id] = Parameter(node.target.id, node.annotation, required)
+            fields[node.target.id] = Parameter(node.target.id, node.annotation, required, default=node.value)
     return list(fields.values())
 
 

@@ -42,5 +42,8 @@ class Backend(Protocol):
     def kill(self, job: Job) -> None:
         """End a job at once."""
 
+    def why_gone(self, job: Job) -> str | None:
+        """Return what the backend knows of why a job is gone, such as the signal that killed it."""
+
     def close(self) -> None:
         """Let go of what the backend itself has started; jobs that run go on."""

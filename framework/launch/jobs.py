@@ -116,6 +116,11 @@ class Job:
         """What whoever made the job wants to know of it."""
         return self.described["notes"]
 
+    def note(self, **notes: Any) -> None:
+        """Add to the notes."""
+        self.notes.update(notes)
+        write_json(self.folder / JOB, self.described, durable=False)
+
     def begin_again(self) -> None:
         """Make another attempt the valid one: results of earlier ones are no longer taken."""
         self.described |= {"attempt": secrets.token_hex(4), "attempts": self.attempts + 1}
@@ -128,6 +133,10 @@ class Job:
         found = OmegaConf.load(self.folder / CONFIG)
         assert isinstance(found, DictConfig)
         return found
+
+    def change_config(self, config: DictConfig) -> None:
+        """Have another config run; nobody may have begun."""
+        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(config, resolve=True), durable=False)
 
     def result(self) -> Result | None:
         """Return how the valid attempt ended; None as long as nothing says so."""

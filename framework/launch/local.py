@@ -97,9 +97,10 @@ class LocalBackend:
             found.append(Phase.running if alive else Phase.gone)
         return found
 
-    def exit_signal(self, job: Job) -> str | None:
-        """Return the name of the signal that ended a job's process, where that is known."""
-        return self._signals.get(job.folder)
+    def why_gone(self, job: Job) -> str | None:
+        """Return which signal ended a job's process, where one did and that is known."""
+        name = self._signals.pop(job.folder, None)
+        return f"killed by {name}" if name else None
 
     def wait(self, seconds: float) -> None:
         """Wait until a process ends, at most so long."""

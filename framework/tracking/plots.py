@@ -13,7 +13,8 @@ Curves = Mapping[str, Sequence[tuple[int, float]]]
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#718096"
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure in the reports' style; sizes in inches."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
@@ -25,7 +26,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def plot_curves(curves: Curves, metric: str) -> Figure:
     """Draw the training loss (and validation loss) beside the validation metric, over steps."""
-    figure = _figure(9, 3.2)
+    figure = new_figure(9, 3.2)
     left, right = figure.subplots(1, 2)
     for name, colour in (("train/loss", _BLUE), ("val/loss", _ORANGE)):
         if points := curves.get(name):
@@ -43,7 +44,7 @@ def plot_curves(curves: Curves, metric: str) -> Figure:
 
 def plot_confusion(values: Sequence[Sequence[float]], labels: Sequence[str]) -> Figure:
     """Draw a confusion matrix: rows are the truth, columns the decision; numbers where there is room."""
-    figure = _figure(4.6, 4.2)
+    figure = new_figure(4.6, 4.2)
     axes = figure.subplots()
     row_sums = [max(1.0, sum(row)) for row in values]
     shares = [[v / total for v in row] for row, total in zip(values, row_sums, strict=True)]
@@ -62,7 +63,7 @@ def plot_confusion(values: Sequence[Sequence[float]], labels: Sequence[str]) -> 
 
 def plot_models(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     """Draw each model's latency at batch 1 against the metric; the area of a point is the size on disk."""
-    figure = _figure(6.2, 3.2)
+    figure = new_figure(6.2, 3.2)
     axes = figure.subplots()
     shown = [r for r in rows if "latency_b1" in r and "metric" in r]
     largest = max((r.get("bytes", 1) for r in shown), default=1)
@@ -83,10 +84,12 @@ def _tidy(axes: Any) -> None:
     axes.grid(alpha=0.25)
 
 
-def as_svg(figure: Figure) -> str:
-    """Return a figure as an `<svg>` element."""
+def as_svg(figure: Figure, cropped: bool = False) -> str:
+    """Return a figure as an `<svg>` element; cropped to what is drawn, or in its own size."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight" if cropped else None
+    )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

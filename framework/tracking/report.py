@@ -16,6 +16,7 @@ from framework.record.summary import model_columns, model_rows
 
 from .csv import FILE as METRICS_FILE
 from .csv import read_curves
+from .html import render_page
 from .plots import as_png, as_svg, plot_confusion, plot_curves, plot_models
 
 REPORT = "report.html"
@@ -78,8 +79,6 @@ def render(experiment: Experiment, pictures: dict[str, str]) -> str:
         experiment: whose record is shown.
         pictures: `<svg>` elements by name.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     record, cfg = experiment.record, experiment.config
     rows = model_rows(record)
     environment = record.get("environment", {})
@@ -101,9 +100,8 @@ def render(experiment: Experiment, pictures: dict[str, str]) -> str:
         "commit": _commit(environment.get("git")),
     }
     overrides = (experiment.folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
-    loader = FileSystemLoader(Path(__file__).parent)
-    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return jinja.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=f"{record['name']} {record['id']}",
         description=cfg.description,
         facts={k: v for k, v in facts.items() if v},

@@ -32,5 +32,6 @@ def test_one_bad_point_stops_a_sweep_before_it_starts(command: Command, outputs:
 def test_a_point_that_fails_does_not_keep_others_from_running(command: Command, outputs: Path) -> None:
     done = command(*SMALL, "data.source.loader=load_digit,load_digits", f"outputs={outputs}")
     assert done.returncode == 2
-    assert "Did you mean `load_digits`" in done.stderr
+    assert "Did you mean `load_digits`" in done.stdout
+    assert "1 of 2 trials failed" in done.stderr
     assert sorted(r["status"] for r in find_runs(outputs)) == ["completed", "failed"]

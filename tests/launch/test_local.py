@@ -112,5 +112,5 @@ def test_a_job_that_is_killed_is_gone_without_a_result_and_is_found_by_its_lock(
     other.kill(job)
     until_gone(backend, job, 10)
     assert job.result() is None
-    assert backend.exit_signal(job) == "SIGKILL"
+    assert backend.why_gone(job) == "killed by SIGKILL"
     assert other.phases([job]) == [Phase.gone]
