@@ -29,7 +29,13 @@ eval "$(python run.py -sc install=bash)" installs tab completion.
 def describe_groups(loader: ConfigLoader) -> str:
     """Return the usage, and a line for each option of each group: the first comment of its file."""
     lines = [USAGE]
-    for group in [*list_groups(loader), "hydra/sweeper", "hydra/launcher"]:
+    for group in [
+        *list_groups(loader),
+        "hydra/launcher",
+        "hydra/sweeper",
+        "hydra/sweeper/sampler",
+        "hydra/sweeper/pruner",
+    ]:
         options = list_options(loader, group)
         lines.append(group)
         width = max((len(o) for o in options), default=0)
@@ -40,7 +46,7 @@ def describe_groups(loader: ConfigLoader) -> str:
 
 def _purpose(file: Path | None) -> str:
     if file is None:
-        return ""
+        return "of another package"
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break

@@ -16,6 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.util import _run_finalizers  # type: ignore[attr-defined]  # the stubs lack it
 from pathlib import Path
 
 from framework.config.machine import cpu_count, this_machine
@@ -149,4 +150,5 @@ def _work(entry: str, folder: str, environment: dict[str, str], threads: int) ->
         sys.excepthook(*sys.exc_info())
     sys.stdout.flush()
     sys.stderr.flush()
+    _run_finalizers()  # frees semaphores; without waiting for threads, as leaving in the usual way would
     os._exit(code)

@@ -31,30 +31,39 @@ def say(message: str) -> None:
     LOGGER.info(message)
 
 
+_handlers: list[list[logging.Handler]] = []
+
+
 def start_logging(log_file: Path | None) -> None:
-    """Send the framework's lines to the terminal, and everything (libraries' warnings, too) to `log_file`."""
-    stop_logging()
+    """Send the framework's lines to the terminal, and everything (libraries' warnings, too) to `log_file`.
+
+    Until `stop_logging`; what an outer call had set up waits for that.
+    """
     root = logging.getLogger()
+    for handler in _handlers[-1] if _handlers else []:
+        root.removeHandler(handler)
     root.setLevel(logging.INFO)
     terminal = logging.StreamHandler(sys.stdout)
     terminal.addFilter(lambda record: record.name == "framework" and not getattr(record, "file_only", False))
     terminal.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(terminal)
+    _handlers.append([terminal])
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8", delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(file)
+        _handlers[-1].append(file)
+    for handler in _handlers[-1]:
+        root.addHandler(handler)
     logging.captureWarnings(True)
 
 
 def stop_logging() -> None:
-    """Close the handlers that `start_logging` opened."""
+    """Close what the last `start_logging` opened, and go back to what was before."""
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        if type(handler) in (logging.StreamHandler, logging.FileHandler):
-            root.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+    for handler in _handlers.pop() if _handlers else []:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in _handlers[-1] if _handlers else []:
+        root.addHandler(handler)
 
 
 def on_terminal() -> bool:

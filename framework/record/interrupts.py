@@ -23,15 +23,17 @@ class Interrupts:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._deferred = False
-        self._before: dict[int, Any] = {}
+        self._before: list[tuple[dict[int, Any], bool]] = []
 
     def __enter__(self) -> Interrupts:
         self.requested = None
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        self._before.append(({s: signal.signal(s, self._handle) for s in SIGNALS}, self._deferred))
+        self._deferred = False
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        handlers, self._deferred = self._before.pop()
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def take_back(self) -> None:
@@ -42,11 +44,11 @@ class Interrupts:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Hold requests back until a safe point."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from framework.config.components import as_plain, build
 from framework.config.definitions import TargetNotFound
 from framework.config.signatures import read_signature
 from framework.errors import UserError
+from framework.record.console import say
 
 from .objectives import Objective
 from .search import Ending, State, Suggestion
@@ -30,6 +32,7 @@ from .space import Choice, Interval, Space, Value
 
 JOURNAL = "journal.log"
 _LOCK_GRACE_S = 15
+_OPEN_TRIES, _OPEN_WAIT_S = 5, 1.0
 _JOB, _IMPORTED = "job", "imported"
 _BEYOND = 1e12
 """What a bound counts as broken by whose metric is missing; a storage takes nothing infinite."""
@@ -110,7 +113,7 @@ class OptunaSearch:
                     "hydra.sweeper.sampler: GridSampler takes choices only; hydra/sweeper=grid takes ranges"
                 )
         if self._constrained and "constraints_func" not in _arguments(plain["_target_"]):
-            raise UserError(f"hydra.sweeper.constraints: {target} knows none; TPE, GP, NSGA-II and NSGA-III do")
+            say(f"warning: {target} does not look at constraints; they only decide which trials may be the best")
         return build(plain, "hydra.sweeper.sampler")
 
     def ask(self) -> Suggestion | None:
@@ -258,10 +261,9 @@ def open_storage(url: str) -> BaseStorage:
         if scheme == "grpc":
             host, _, port = rest.partition(":")
             return optuna.storages.GrpcStorageProxy(host=host, port=int(port or 13000))
-        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return _open_database(url)
     except ImportError as error:
-        extra = "postgres" if scheme.startswith("postgres") else "grpc"
-        raise UserError(f"hydra.sweeper.storage: {error}; `pip install declarative-experiments[{extra}]`") from None
+        raise UserError(f"hydra.sweeper.storage: {error}; `pip install declarative-experiments[sweeps]`") from None
     except Exception as error:
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -269,6 +271,20 @@ def open_storage(url: str) -> BaseStorage:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"hydra.sweeper.storage: `{url}` cannot be opened: {reason}") from error
         raise
+
+
+def _open_database(url: str) -> BaseStorage:
+    """Open a database; two processes that make its tables at the same moment are in each other's way, once."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for attempt in range(_OPEN_TRIES):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError, OperationalError) as error:
+            if attempt == _OPEN_TRIES - 1 or "exist" not in str(error):
+                raise
+            time.sleep(_OPEN_WAIT_S)
+    raise AssertionError("unreachable")
 
 
 def mend_journal(path: Path) -> bool:

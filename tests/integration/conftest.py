@@ -113,3 +113,32 @@ def s3_server(bucket: str) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         s3fs.S3FileSystem.clear_instance_cache()
         file_system.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL on loopback with an empty database; yields its URL."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    folder = programs[-1] if programs else Path(need("pg_ctl")).parent
+    place = tmp_path_factory.mktemp("postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before: list[str] = []
+    if os.geteuid() == 0:  # it refuses to run as root
+        for path in (place, *place.parents):
+            if path.owner() == "root" and path != Path("/"):
+                path.chmod(path.stat().st_mode | 0o011)
+        shutil.chown(place, "postgres")
+        before = ["runuser", "-u", "postgres", "--"]
+    data, options = place / "data", f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={place}"
+    create = [*before, str(folder / "initdb"), "-D", str(data), "-A", "trust", "-U", "sweeper"]
+    subprocess.run(create, check=True, capture_output=True, cwd=place)
+    control = [*before, str(folder / "pg_ctl"), "-D", str(data), "-w"]
+    subprocess.run(
+        [*control, "-o", options, "-l", str(place / "log"), "start"], check=True, stdout=subprocess.DEVNULL, cwd=place
+    )
+    try:
+        yield f"postgresql://sweeper@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=place)

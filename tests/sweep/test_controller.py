@@ -54,9 +54,8 @@ def sweep(folder: Path, space: Space, config: Callable, slots: int = 2, rules: R
           objectives: Any = (X,), judge: Any = None, constraints: Any = ()) -> tuple[Controller, Quiet]:  # fmt: skip
     place, quiet = SweepFolder(folder), Quiet()
     backend = LocalBackend(slots, ENTRY, preload=("tests.sweep.work",))
-    controller = Controller(
-        place, search or GridSearch(space, place.has), backend, Plan(config), objectives, judge, rules
-    )
+    found = search or GridSearch(space, place.has)
+    controller = Controller(place, found, backend, Plan(config), objectives, judge, rules, constraints)
     controller.run(quiet)
     return controller, quiet
 
@@ -214,6 +213,7 @@ def counted_once(folder: Path, expected: int) -> None:
         assert result.metrics["x"] == trial.value == trial.params["a"]
 
 
+@pytest.mark.integration
 def test_a_controller_that_is_killed_again_and_again_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     for pause in (1.3, 1.6, 1.9, 2.2):
@@ -225,6 +225,7 @@ def test_a_controller_that_is_killed_again_and_again_loses_nothing_and_counts_no
     counted_once(folder, 30)
 
 
+@pytest.mark.integration
 def test_two_controllers_share_a_study(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     both = [start(folder)]
@@ -267,6 +268,7 @@ def test_samplers_that_know_all_points_end_the_sweep(tmp_path: Path) -> None:
         assert len(controller.trials) == 6
 
 
+@pytest.mark.integration
 def test_only_this_process_is_stopped_by_a_signal_and_trials_go_on_later(tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = start(folder)
