@@ -1,9 +1,12 @@
-"""What a job's process imports anyway, imported once by the fork server from which it is forked."""
+"""What a job's process imports and looks up anyway, done once by the fork server from which it is forked."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from importlib import import_module
+
+from framework.config.plugins import register
+from framework.record.environment import package_versions
 
 MODULES = (
     "framework.runner",
@@ -18,3 +21,5 @@ MODULES = (
 for name in MODULES:
     with suppress(ImportError):  # whoever needs it will say so
         import_module(name)
+register()
+package_versions()

@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def describe_environment() -> dict[str, Any]:
     """Return python, packages, machine and git state as plain values."""
     return {
         "python": sys.version.split()[0],
-        "packages": {name: v for name in PACKAGES if (v := _version(name)) is not None},
+        "packages": dict(package_versions()),
         "machine": {
             "platform": platform.platform(),
             "processor": _processor(),
@@ -44,6 +46,12 @@ def describe_environment() -> dict[str, Any]:
         },
         "git": _git(),
     }
+
+
+@cache
+def package_versions() -> Mapping[str, str]:
+    """Return the versions of those packages on which results depend, as installed when this process first asked."""
+    return {name: v for name in PACKAGES if (v := _version(name)) is not None}
 
 
 def git_diff() -> str:
