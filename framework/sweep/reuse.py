@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from framework.record.catalogue import flat_config
+from framework.record.catalogue import flatten
 
 _AFTER_TRAINING = ("compress", "export", "measure")
 _NOT_WHAT = (
@@ -44,7 +43,7 @@ def _stages(config: DictConfig) -> list[str]:
 
 
 def _key(config: DictConfig, without: tuple[str, ...]) -> str:
-    plain: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
     prefixes = tuple(f"{name}." for name in without)
-    kept = {k: v for k, v in flat_config(plain).items() if not f"{k}.".startswith(prefixes)}
+    flat = flatten(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+    kept = {k: v for k, v in flat if not f"{k}.".startswith(prefixes)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

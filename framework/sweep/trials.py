@@ -112,7 +112,7 @@ class SweepFolder:
 
     def describe(self, **entries: Any) -> None:
         """Set entries of `study.json`."""
-        write_json(self.path / STUDY, {**self.described(), **entries})
+        write_json(self.path / STUDY, {**self.described(), **entries}, durable=False)
 
     def trial_folder(self, number: int) -> Path:
         """Return where a trial's job lies."""
