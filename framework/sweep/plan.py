@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +21,9 @@ from framework.config.origins import Origins
 from framework.errors import UserError
 
 from .space import Space, Value
+
+_KEPT = 64
+"""How many compositions are remembered, so that trials need not be composed from their files."""
 
 
 class ComposedPlan:
@@ -31,6 +38,7 @@ class ComposedPlan:
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, space: Space, sweep: Path) -> None:
         self._loader, self._master, self._space, self._sweep = loader, master, space, sweep
+        self._composed_before: dict[tuple[str, ...], DictConfig] = {}
 
     def overrides(self, values: Mapping[str, Value]) -> list[str]:
         """Return what would be typed."""
@@ -50,14 +58,39 @@ class ComposedPlan:
     def _composed(self, values: Mapping[str, Value]) -> DictConfig:
         overrides = self._space.overrides(values)
         try:
-            config = self._loader.load_sweep_config(self._master, overrides)
-            with open_dict(config):
-                config.pop("hydra")
+            config = self._compose(overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, self._loader) from None
         if config.check.lower() != "false":
             require_sound(config, Origins(self._loader, CONFIG_NAME, overrides))
         return config
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose a config; what trials have in common (all but values that vary) is composed once.
+
+        Hydra, too, applies values after it has composed what the groups name, so that nothing else comes out.
+        """
+        parsed = OverridesParser.create(self._loader).parse_overrides(list(overrides))
+        last = [o for o in parsed if o.input_line in self._varied(overrides) and not self._is_group(o)]
+        first = tuple(o.input_line or "" for o in parsed if o not in last)
+        if first not in self._composed_before:
+            config = self._loader.load_sweep_config(self._master, list(first))
+            with open_dict(config):
+                config.pop("hydra")
+            if len(self._composed_before) >= _KEPT:
+                self._composed_before.clear()
+            self._composed_before[first] = config
+        config = copy.deepcopy(self._composed_before[first])
+        ConfigLoaderImpl._apply_overrides_to_config(last, config)
+        return config
+
+    def _varied(self, overrides: Sequence[str]) -> set[str]:
+        typed = {d.typed for d in self._space.dimensions}
+        return {o for o in overrides if o.partition("=")[0] in typed}
+
+    def _is_group(self, override: Override) -> bool:
+        assert isinstance(self._loader, ConfigLoaderImpl)
+        return override.package is not None or self._loader.repository.group_exists(override.key_or_group)
 
     def check(self, points: Sequence[Mapping[str, Value]]) -> None:
         """Check points before anything starts.

@@ -136,12 +136,11 @@ def test_a_recipe_with_a_search_space_is_pruned_recorded_and_its_best_run_again_
 def test_trials_that_differ_after_training_share_it_and_the_exported_model_is_what_is_optimised(
     command: Command, outputs: Path
 ) -> None:
-    aims = "[{metric:test/accuracy,direction:maximize},{metric:export/onnx/latency_ms_b1,direction:minimize}]"
     done = command(
-        "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=brute_force", f"hydra.sweeper.objectives={aims}",
-        "stages=[prepare,train,evaluate,compress,export]", "trainer.max_epochs=2", "model.widths=[8,16]", "export=onnx",
-        "measure.seconds=0.03", "compress=none,structured_pruning", "optimizer.lr=1e-3,3e-3", "hydra.sweeper.n_jobs=2",
-        "hydra.sweeper.n_trials=4", "hydra.sweeper.constraints=['export/onnx/bytes <= 10000']", f"outputs={outputs}",
+        "-m", "recipe=digits_search", "hydra/sweeper/sampler=brute_force", "hydra/sweeper/pruner=none",
+        "stages=[prepare,train,evaluate,compress,export]", "trainer.max_epochs=2", "measure.seconds=0.03",
+        "optimizer.lr=1e-3,3e-3", "optimizer=adamw", "model.widths=[8,16]", "+compress.structured_pruning.ratio=0.5",
+        "hydra.sweeper.n_trials=4", "hydra.sweeper.enqueue=[]", "hydra.sweeper.constraints=['export/onnx/bytes <= 10000']", f"outputs={outputs}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     folder, study, trials = sweep_in(outputs)
