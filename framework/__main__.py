@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     repeating.add_argument("run", help="a run")
     repeating.set_defaults(command=rerun_run)
     add_data_parser(commands)
+
+    packages = commands.add_parser("package", help="look after exported models")
+    verbs = packages.add_subparsers(required=True, metavar="ACTION")
+    verifying = verbs.add_parser("verify", help="compare checksums, and run the examples in the model's own runtime")
+    verifying.add_argument("path", type=Path, help="a folder such as outputs/latest/export/onnx")
+    verifying.set_defaults(command=verify)
     return parser
 
 
@@ -148,6 +154,15 @@ def compare_runs(arguments: argparse.Namespace) -> None:
         rows.append([name, *(f"{v:.6g}" if v is not None else "-" for v in (x, y)), change])
     if rows:
         print(f"\n{aligned([['metric', *heading, 'change'], *rows])}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """`package verify`: whether a package is as it was packed."""
+    from framework.export.package import verify_package
+
+    for line in verify_package(arguments.path):
+        print(line)
+    print("the package is as it was packed")
 
 
 def rerun_run(arguments: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ explain_failure() {
   elif grep -qiE "gcc|g\+\+|cc1|compiler|Python\.h" .venv/setup.log; then
     die "a package had to be compiled: install a C compiler and Python's headers (Debian: gcc python3-dev); the whole log is .venv/setup.log"
   elif grep -qiE "no space left" .venv/setup.log; then
-    die "the disk is full: about 2 GB are needed (more with CUDA); the whole log is .venv/setup.log"
+    die "the disk is full: about 3 GB are needed (more with CUDA); the whole log is .venv/setup.log"
   fi
   die "installing the dependencies failed; the whole log is .venv/setup.log"
 }
@@ -40,7 +40,7 @@ ensure_environment() {
   exec 9<pyproject.toml
   flock 9
   [ "$(cat .venv/stamp 2>/dev/null)" = "$wanted" ] && return
-  echo "setting up .venv (about 1 GB; once) ..." >&2
+  echo "setting up .venv (about 2 GB; once) ..." >&2
   if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python) || exit 1
     rm -rf .venv

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from framework.errors import UserError
 
-from .targets import Predict
+from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +28,17 @@ class Onnx:
     """
 
     opset: int = 20
+
+    loader_source: ClassVar[str] = """
+def load(folder, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    return lambda arrays: session.run(None, dict(zip(names, arrays)))[0]
+"""
 
     def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch
@@ -52,8 +63,9 @@ class Onnx:
                     verbose=False,
                 )
             except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"export.onnx: the model cannot be written as ONNX: {reason}") from error
+                raise UserError(
+                    f"export.onnx: the model cannot be written as ONNX: {innermost_reason(error)}"
+                ) from error
 
     def load(self, folder: Path, threads: int) -> Predict:
         import onnxruntime

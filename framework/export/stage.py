@@ -5,20 +5,27 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
 
 from framework.config.components import as_plain, build_set
 from framework.data.dataset import dataset_of
+from framework.data.loader import EvalLoader
 from framework.errors import UserError
 from framework.models.saved import SavedModel, load_model
 from framework.record.console import bytes_text, progress, say
 from framework.record.experiment import Experiment
-from framework.record.files import checksum, folder_aside, size_of, write_json
+from framework.record.files import folder_aside, size_of
+from framework.training.tasks import forward
 from framework.training.workbench import Workbench
 
+from .package import EXAMPLES, ROWS, write_card, write_checksums, write_program, write_signature
 from .process import RuntimeProcess
 from .targets import ExportTarget
-from .verification import FLOAT32, INT8, compare, model_inputs
+from .verification import compare, model_inputs, tolerance_of
 
 ROUNDS = 3
 EAGER = {"_target_": "framework.export.eager.Eager"}
@@ -38,14 +45,17 @@ def run(experiment: Experiment) -> None:
     if experiment.config.compress:
         folder = experiment.require_artifact("model/compressed", made_by="compress")
     saved = load_model(folder)
+    signature, examples = _signature(experiment, bench, saved), _examples(bench, saved)
     for name, target in targets.items():
         final = experiment.folder / "export" / name
         with folder_aside(final) as aside:
             target.export(saved.model, bench.example(), list(bench.task.inputs), aside)
-            _describe(experiment, bench, saved, aside)
-        experiment.record.add_artifact(f"export/{name}", final, "export")
-        experiment.record.add_metrics({f"export/{name}/bytes": size_of(final)})
-        say(f"  {name}: written, {bytes_text(size_of(final))}")
+            size = size_of(aside)
+            write_signature(aside, signature)
+            write_program(aside, getattr(target, "loader_source", None), tolerance_of(saved).difference)
+            np.savez(aside / EXAMPLES, **examples)  # type: ignore[arg-type]
+        experiment.record.add_metrics({f"export/{name}/bytes": size})
+        say(f"  {name}: written, {bytes_text(size)}")
     experiment.record.add_metrics({"eager/bytes": size_of(trained)})
     threads = experiment.config.measure.threads
     with ExitStack() as stack:
@@ -58,39 +68,54 @@ def run(experiment: Experiment) -> None:
         }
         _verify(experiment, bench, saved, {name: processes[name] for name in targets})
         _time(experiment, bench, processes)
+    for name in targets:
+        final = experiment.folder / "export" / name
+        write_card(final, name, experiment.record, as_plain(experiment.config), signature)
+        write_checksums(final)
+        experiment.record.add_artifact(f"export/{name}", final, "export")
 
 
-def _describe(experiment: Experiment, bench: Workbench, saved: SavedModel, folder: Path) -> None:
-    """Write `signature.json`: what goes in, what comes out, what is done before, and where it all came from."""
-    example = bench.example()
+def _signature(experiment: Experiment, bench: Workbench, saved: SavedModel) -> dict[str, Any]:
+    """Return what goes in, what comes out, what is done before, and where it all came from."""
     record, data = experiment.record, experiment.config.data
     source = record if record.artifact_path("model/trained") or experiment.earlier is None else experiment.earlier
-    write_json(
-        folder / "signature.json",
-        {
-            "inputs": [
-                {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": ["batch", *x.shape[1:]]}
-                for name, x in zip(bench.task.inputs, example, strict=True)
-            ],
-            "output": {"name": "output", "labels": as_plain(data.labels)},
-            "preprocessing": as_plain(data.batch_transforms),
-            "model": dict(saved.node),
-            "compression": [change.name for change in saved.changes],
-            "files": {f.name: checksum(f) for f in sorted(folder.iterdir())},
-            "provenance": {
-                "run": source["id"],
-                "data": record["data"]["name"],
-                "version": record["data"]["version"],
-            },
+    return {
+        "inputs": [
+            {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": ["batch", *x.shape[1:]]}
+            for name, x in zip(bench.task.inputs, bench.example(), strict=True)
+        ],
+        "output": {"name": "output", "labels": as_plain(data.labels)},
+        "preprocessing": as_plain(data.batch_transforms),
+        "model": dict(saved.node),
+        "compression": [change.name for change in saved.changes],
+        "provenance": {
+            "run": source["id"],
+            "data": record["data"]["name"],
+            "version": record["data"]["version"],
+            "config": as_plain(experiment.config),
+            "commit": (record.get("environment", {}).get("git") or {}).get("commit"),
         },
-    )
+    }
+
+
+def _examples(bench: Workbench, saved: SavedModel) -> dict[str, npt.NDArray]:
+    """Return rows of the test split as the model takes them, raw where each input is one field, and its outputs."""
+    prepared = bench.eval_loader("test").rows(0, ROWS)
+    raw = EvalLoader(bench.dataset, "test", ROWS).rows(0, ROWS)
+    with torch.inference_mode():
+        found = {"output": forward(saved.model, bench.task, prepared).float().numpy()}
+    for name in bench.task.inputs:
+        found[name] = prepared[name].numpy()
+        if name in raw:
+            found[f"raw_{name}"] = raw[name].numpy()
+    return found
 
 
 def _verify(
     experiment: Experiment, bench: Workbench, saved: SavedModel, processes: Mapping[str, RuntimeProcess]
 ) -> None:
     record, monitor = experiment.record, bench.task.monitor
-    tolerance = INT8 if saved.is_program else FLOAT32
+    tolerance = tolerance_of(saved)
     own, comparisons = compare(bench, saved.model, processes)
     record.add_metrics({f"compressed/{k}": v for k, v in own.items()})
     complaints = []

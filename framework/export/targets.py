@@ -18,8 +18,20 @@ if TYPE_CHECKING:
 Predict = Callable[[Sequence[npt.NDArray]], npt.NDArray]
 
 
+def innermost_reason(error: BaseException) -> str:
+    """Return the first line of what an error comes from; exporters hide the operator they lack behind other errors."""
+    while (within := error.__cause__) is not None:
+        error = within
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class ExportTarget(Protocol):
-    """A format that a model is written in, and the runtime that runs it."""
+    """A format that a model is written in, and the runtime that runs it.
+
+    A class attribute `loader_source`, where there is one, is the source of a function `load(folder, threads)` that does
+    what the method does with NumPy and the runtime alone; the package then has a `predict.py`.
+    """
 
     def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         """Write the model below `folder`, for any batch size.

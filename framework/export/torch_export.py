@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy.typing as npt
 
@@ -24,6 +24,21 @@ class TorchExport:
     `torch.export.load` reads it with PyTorch alone; a quantised model wants `torch.ao.quantization.fx._decomposed`
     imported before.
     """
+
+    loader_source: ClassVar[str] = """
+def load(folder, threads):
+    import torch
+    import torch.ao.quantization.fx._decomposed  # operators of quantised graphs
+
+    torch.set_num_threads(threads)
+    model = torch.export.load(folder / "model.pt2").module()
+
+    def predict(arrays):
+        with torch.inference_mode():
+            return model(*(torch.from_numpy(a) for a in arrays)).float().numpy()
+
+    return predict
+"""
 
     def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch

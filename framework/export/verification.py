@@ -12,6 +12,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
+from framework.models.saved import SavedModel
 from framework.training.module import scalars
 from framework.training.tasks import Task, forward
 from framework.training.workbench import Workbench
@@ -35,7 +36,15 @@ class Tolerance:
 
 
 FLOAT32 = Tolerance(difference=1e-3, agreement=0.999)
+BFLOAT16 = Tolerance(difference=0.05, agreement=0.98)
 INT8 = Tolerance(difference=0.1, agreement=0.99)
+
+
+def tolerance_of(saved: SavedModel) -> Tolerance:
+    """Return how far exports of a model may be from it, by the precision of its weights."""
+    if saved.is_program:
+        return INT8
+    return BFLOAT16 if any(p.dtype is torch.bfloat16 for p in saved.model.parameters()) else FLOAT32
 
 
 @dataclass(frozen=True)

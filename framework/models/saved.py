@@ -6,7 +6,10 @@ A folder holds `model.json` (the model's config node, and what compression passe
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,13 +97,36 @@ def load_model(folder: Path) -> SavedModel:
     return SavedModel(model.eval(), described["model"], changes)
 
 
-def export_program(model: nn.Module, example: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """Capture a model with a batch axis of any size. `example` needs a batch of at least 2."""
-    batch = torch.export.Dim("batch", min=1, max=65_536)
-    shapes = tuple({0: batch} for _ in example)
+def export_program(
+    model: nn.Module, example: Sequence[Tensor], largest_batch: int = 65_536
+) -> torch.export.ExportedProgram:
+    """Capture a model with a batch axis of any size up to a limit. `example` needs a batch of at least 2.
+
+    Raises:
+        UserError: when its flow depends on values; the message has the line of code.
+    """
+    batch = torch.export.Dim("batch", min=1, max=largest_batch)
     module = model if isinstance(model, torch.fx.GraphModule) else model.eval()
-    with torch.no_grad():
-        return torch.export.export(module, tuple(example), dynamic_shapes=shapes)
+    kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+    shapes: Any = tuple({0: batch} for _ in example)
+    if inspect.Parameter.VAR_POSITIONAL in kinds[:1]:
+        shapes = (shapes,)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, tuple(example), dynamic_shapes=shapes)
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the model cannot be captured as a graph{_line_of(error)}: {reason}\nUse operations on tensors "
+            "(torch.where, masks) where Python decides by their values, and sizes that follow the batch"
+        ) from error
+
+
+def _line_of(error: BaseException) -> str:
+    """Return the last line of code outside of PyTorch that an error went through, as text."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
+    own = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
+    return f", by `{own[-1].line}` ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def load_program(file: Path) -> nn.Module:
