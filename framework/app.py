@@ -55,7 +55,8 @@ def _command_line() -> None:
         with command_line_loader(sys.argv[1:]) as loader:
             print(describe_groups(loader))
         return
-    sys.argv[1:] = inherit_overrides(sys.argv[1:])
+    typed = inherit_overrides(sys.argv[1:])
+    sys.argv[1:] = sorted(typed, key=lambda a: a not in ("-m", "--multirun"))  # Hydra reads overrides after it only
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them and exiting with 1
     hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")(_experiment)()
 

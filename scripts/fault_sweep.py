@@ -70,9 +70,9 @@ def found(sweep: Path) -> dict[str, str]:
     return {r["seed"]: r["val/accuracy"] for r in rows}
 
 
-def undisturbed(work: Path) -> dict[str, str]:
+def undisturbed(work: Path, *more: str) -> dict[str, str]:
     """Return what a sweep finds that is left in peace."""
-    finish(start(work, sweep=work / "peace"))
+    finish(start(work, *more, sweep=work / "peace"))
     return found(work / "peace")
 
 
@@ -116,8 +116,8 @@ def kill_trials(count: int, work: Path) -> str:
 
 def kill_the_controller(count: int, work: Path) -> str:
     """kill -9 of the process that was started, again and again, in one sweep."""
-    expected = undisturbed(work)
-    epochs = "trainer.max_epochs=8"
+    epochs = "trainer.max_epochs=40"
+    expected = undisturbed(work, epochs)
     killed = 0
     while killed < count:
         process = start(work, epochs)

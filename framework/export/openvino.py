@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 
 from framework.errors import UserError
 
+from .onnx import MODEL as ONNX_MODEL
+from .onnx import Onnx
 from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
@@ -52,11 +55,23 @@ def load(folder, threads):
             warnings.simplefilter("ignore")
             try:
                 converted = openvino.convert_model(export_program(model, example))
-            except Exception as error:
-                raise UserError(f"export.openvino: the model cannot be converted: {innermost_reason(error)}") from error
+            except openvino.frontend.OpConversionFailure:  # operators of quantised graphs, which it knows from ONNX
+                converted = self._by_onnx(model, example, inputs)
+            except RuntimeError as error:
+                raise UserError(f"export.openvino: it cannot be converted: {innermost_reason(error)}") from error
         for given, name in zip(converted.inputs, inputs, strict=True):
             given.get_tensor().set_names({name})
         openvino.save_model(converted, folder / MODEL, compress_to_fp16=self.half)
+
+    def _by_onnx(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str]) -> Any:
+        import openvino
+
+        with tempfile.TemporaryDirectory() as place:
+            Onnx().export(model, example, inputs, Path(place))
+            try:
+                return openvino.convert_model(Path(place) / ONNX_MODEL)
+            except RuntimeError as error:
+                raise UserError(f"export.openvino: it cannot be converted: {innermost_reason(error)}") from error
 
     def load(self, folder: Path, threads: int) -> Predict:
         import openvino

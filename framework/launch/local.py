@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.util import _run_finalizers  # type: ignore[attr-defined]  # the stubs lack it
 from pathlib import Path
+from typing import Any
 
 from framework.config.machine import cpu_count, this_machine
 from framework.errors import EXIT_FAILED
@@ -28,6 +29,7 @@ from .jobs import HANDLE, LOG, Job
 
 ENTRY = "framework.launch.worker:run_job"
 PRELOADED = ("framework.launch.preloaded",)
+_START_TRIES = 3
 
 
 class LocalBackend:
@@ -58,16 +60,26 @@ class LocalBackend:
         if not free:
             raise RuntimeError(f"all {self.slots} slots are taken")
         place = free[0]
-        process = self._context.Process(
-            target=_work, args=(self.entry, str(job.folder), self._share(place), self._threads), daemon=False
-        )
-        process.start()
+        process = self._start((self.entry, str(job.folder), self._share(place), self._threads))
         write_json(
             job.folder / HANDLE,
             {"backend": "local", "host": os.uname().nodename, "pid": process.pid, "slot": place},
             durable=False,
         )
         self._processes[job.folder], self._places[job.folder] = process, place
+
+    def _start(self, arguments: tuple[Any, ...]) -> ForkServerProcess:
+        """Fork a process; where the fork server was killed meanwhile, another one is started."""
+        for attempt in range(_START_TRIES):
+            process = self._context.Process(target=_work, args=arguments, daemon=False)
+            try:
+                process.start()
+            except (EOFError, ConnectionError):
+                if attempt == _START_TRIES - 1:
+                    raise
+            else:
+                return process
+        raise AssertionError("unreachable")
 
     @property
     def _threads(self) -> int:

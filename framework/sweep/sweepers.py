@@ -211,7 +211,7 @@ class _Sweeper(Sweeper):
         stages = [stage.value for stage in self.config.stages]
         for objective in objectives:
             made_by = _MADE_BY.get(objective.metric.partition("/")[0])
-            if made_by is not None and made_by not in stages:
+            if made_by is not None and made_by not in stages and not self.config.from_run:
                 raise UserError(
                     f"{where}: `{objective.metric}` is found by the stage `{made_by}`, which is not in stages"
                 )
