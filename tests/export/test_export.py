@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import UserError
+from framework.export.package import verify_package, write_checksums
 from framework.export.process import RuntimeProcess
 from framework.export.torch_export import TorchExport
 from framework.export.verification import FLOAT32, INT8, Comparison
@@ -111,3 +113,66 @@ def test_tolerances_say_what_is_outside_them(relative: float, agreement: float, 
     found = Comparison({}, largest, largest, relative, agreement, 10).complaint(FLOAT32)
     assert (found is None) if complaint is None else complaint in str(found)
     assert INT8.difference > FLOAT32.difference
+
+
+@pytest.mark.integration
+def test_every_runtime_gives_the_models_outputs_and_its_package_checks_itself(
+    small: Compose, trained: RunRecord
+) -> None:
+    targets = ["onnx", "torch_export", "openvino", "aot_inductor", "executorch"]
+    record = run(small("stages=[export]", f"from_run={trained.folder}", f"export=[{','.join(targets)}]"))
+    assert record["verified"]
+    for target in targets:
+        folder = record.folder / "export" / target
+        assert record.metrics[f"export/{target}/agreement"] == 1.0
+        said = verify_package(folder)
+        assert said[0].startswith("12 prepared examples: largest difference")
+        assert said[1].startswith("12 raw examples: largest difference")
+        card = (folder / "model_card.md").read_text()
+        assert trained["data"]["version"] in card
+        assert f"| this file, in its runtime | {record.metrics[f'export/{target}/accuracy']:.4f} |" in card
+        assert "framework" not in (folder / "predict.py").read_text()
+    folder = record.folder / "export" / "onnx"
+    done = subprocess.run(["sha256sum", "-c", "checksums.txt"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    np.save(folder.parent / "rows.npy", np.load(folder / "examples.npz")["raw_image"][:3])
+    shown = subprocess.run([sys.executable, "predict.py", "../rows.npy"], cwd=folder, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "['" in shown.stdout
+    model = bytearray((folder / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(model)
+    with pytest.raises(UserError, match=r"is not as it was packed: model\.onnx was altered"):
+        verify_package(folder)
+    write_checksums(folder)  # somebody has put another model in its place, checksums and all
+    write_bias(folder / "model.onnx", bytes(model))
+    write_checksums(folder)
+    with pytest.raises(UserError, match=r"predict\.py` failed"):
+        verify_package(folder)
+    (folder / "examples.npz").unlink()
+    with pytest.raises(UserError, match=r"examples\.npz is missing"):
+        verify_package(folder)
+
+
+def write_bias(file: Path, content: bytes) -> None:
+    """Spoil a model's weights."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    largest = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    largest.raw_data = bytes(len(largest.raw_data))
+    onnx.save(model, file)
+
+
+class Branching(nn.Module):
+    """Decides by a value: what cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x.flatten(1)[:, :10]
+        return -x.flatten(1)[:, :10]
+
+
+def test_a_model_that_cannot_be_captured_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be captured as a graph, by `if x.sum\(\) > 0:` \(.*test_export\.py"):
+        TorchExport().export(Branching(), (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)
