@@ -1,6 +1,7 @@
 """Every compression pass with every export target: what works, and what it costs and gives.
 
     .venv/bin/python scripts/bench_compress.py [--model cnn vit gpt] [--passes ...] [--targets ...]
+    .venv/bin/python scripts/bench_compress.py --peers
 
 A model is trained once; every pass then starts from it, and every export is verified against its model on the whole
 test split, in a process and a runtime of its own. A cell says how much faster it is at batch 1 and at batch 32 than
@@ -12,23 +13,32 @@ from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+
+import numpy as np
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
-from framework.config.compose import command_line_loader  # noqa: E402
+from framework.config.components import as_plain  # noqa: E402
+from framework.config.compose import command_line_loader, compose_experiment  # noqa: E402
 from framework.config.explain import list_options  # noqa: E402
+from framework.export.process import RuntimeProcess  # noqa: E402
+from framework.record.experiment import Experiment  # noqa: E402
 from framework.record.run import RunRecord  # noqa: E402
+from framework.training.workbench import Workbench  # noqa: E402
 
 MODELS = {
     "cnn": ("recipe=digits",),
     "vit": ("recipe=digits", "model=vit", "optimizer.lr=2e-3", "trainer.max_epochs=20"),
     "gpt": ("recipe=stdlib_gpt", "trainer.max_steps=300", "task.sample_length=0"),
 }
+PEERS = HOME / ".venv-peers-compress"
 CHAINS = {"cnn": ("[structured_pruning,static_int8]", "[structured_pruning,distillation]")}
 
 
@@ -58,6 +68,58 @@ def cell(trial: dict[str, str]) -> str:
     return f"{fast}x {lost:+.3f} {size:.2f}"
 
 
+def peers(work: Path) -> None:
+    """Print int8 of the digits CNN beside ONNX Runtime's own quantiser and NNCF, calibrated on the same rows."""
+    run = work / "run"
+    chain = ("compress=static_int8", "export=[onnx,openvino]", f"outputs={work}", f"run_dir={run}")
+    subprocess.run([sys.executable, "run.py", *MODELS["cnn"], *chain], cwd=HOME, check=True, stdout=subprocess.DEVNULL)
+    plain = ("compress=none", "export=[onnx,openvino]", f"from_run={run}", "stages=[compress,export]")
+    command = [sys.executable, "run.py", *plain, f"outputs={work}", f"run_dir={work / 'plain'}"]
+    subprocess.run(command, cwd=HOME, check=True, stdout=subprocess.DEVNULL)
+    config, _ = compose_experiment([*MODELS["cnn"], f"outputs={work}"])
+    record = RunRecord(run)
+    bench = Workbench(Experiment(config, record), record["data"]["path"])
+    rows = [b["image"].numpy() for b in bench.eval_loader("train")]
+    np.save(work / "calibration.npy", np.concatenate(rows)[:512])
+    ends = {"onnx": "model.onnx", "openvino": "model.xml"}
+    for target, end in ends.items():
+        (work / "theirs" / target).mkdir(parents=True)
+        if not PEERS.exists():
+            uv = str(HOME / ".venv/bin/uv")
+            subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(PEERS)], check=True)
+            wanted = ["onnxruntime", "onnx", "openvino", "nncf", "sympy"]
+            subprocess.run([uv, "pip", "install", "-q", "--python", str(PEERS / "bin/python"), *wanted], check=True)
+        files = [work / "plain/export" / target / end, work / "calibration.npy", work / "theirs" / target / end]
+        theirs = [str(p) for p in (PEERS / "bin/python", HOME / "scripts/compress_contenders.py", target, *files)]
+        subprocess.run(theirs, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    nodes = {target: as_plain(compose_experiment([f"export={target}"])[0].export[target]) for target in ends}
+    contenders = {
+        "PT2E (static_int8), ONNX Runtime": ("onnx", run / "export/onnx"),
+        "ONNX Runtime's quantize_static": ("onnx", work / "theirs/onnx"),
+        "PT2E (static_int8), OpenVINO": ("openvino", run / "export/openvino"),
+        "NNCF on OpenVINO": ("openvino", work / "theirs/openvino"),
+    }
+    test = [(b["image"].numpy(), b["label"].numpy()) for b in bench.eval_loader("test")]
+    print("int8 of the digits CNN                 accuracy   ms b1  ms b32   kB")
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(RuntimeProcess(name, nodes[target], folder, 1))
+            for name, (target, folder) in contenders.items()
+        }
+        times: dict[tuple[str, int], list[float]] = {}
+        for _ in range(5):
+            for name, process in processes.items():
+                for size in (1, 32):
+                    times.setdefault((name, size), []).extend(process.time([test[0][0][:size]], 0.3))
+        for name, process in processes.items():
+            right = sum(int((process.run([x]).argmax(-1) == y).sum()) for x, y in test)
+            accuracy = right / sum(len(y) for _, y in test)
+            b1, b32 = (statistics.median(times[name, size]) for size in (1, 32))
+            folder = contenders[name][1]
+            kilobytes = sum(f.stat().st_size for f in folder.glob("model.*")) / 1e3
+            print(f"  {name:36} {accuracy:8.4f} {b1:7.4f} {b32:7.4f} {kilobytes:5.0f}")
+
+
 def main() -> None:
     """Print a matrix for each model."""
     with command_line_loader([]) as loader:
@@ -66,11 +128,19 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--passes", nargs="+", default=sorted(options["compress"], key=lambda p: (p != "none", p)))
     parser.add_argument("--targets", nargs="+", default=[o for o in options["export"] if o != "none"])
+    parser.add_argument("--peers", action="store_true", help="only int8 beside other quantisers")
     arguments = parser.parse_args()
+    if arguments.peers:
+        with tempfile.TemporaryDirectory(prefix="bench-compress-") as work:
+            peers(Path(work))
+        return
     for model in arguments.model:
         passes = [*arguments.passes, *(CHAINS.get(model, ()) if len(arguments.passes) > 1 else ())]
         with tempfile.TemporaryDirectory(prefix="bench-compress-") as work:
             trials = sweep(model, passes, arguments.targets, Path(work))
+            for trial in trials:  # what does not vary has no column
+                trial.setdefault("export", arguments.targets[0])
+                trial.setdefault("compress", passes[0])
             cells = {(t["compress"], t["export"]): cell(t) for t in trials}
             width = max(20, *(len(c) + 2 for c in cells.values()))
             print(f"{model}: faster at batch 1/32, metric lost, size")

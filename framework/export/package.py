@@ -3,6 +3,7 @@
 signature.json   names, dtypes and shapes; what is done before and after as data; provenance
 examples.npz     a dozen rows of the test split, raw and prepared, with the outputs of the model it was made from
 predict.py       runs it with its runtime and NumPy alone; without arguments it checks itself on the examples
+    serve.py         serves it over HTTP, with LitServe
 model_card.md    data, metrics, how it was compressed, what it was not tested for
 checksums.txt    of all the others, as `sha256sum -c` reads them
 """
@@ -23,11 +24,12 @@ CHECKSUMS, EXAMPLES, PREDICT, SIGNATURE, CARD = (
     "checksums.txt", "examples.npz", "predict.py", "signature.json", "model_card.md",
 )  # fmt: skip
 ROWS = 12
-_TEMPLATE = Path(__file__).parent / "predict.py.txt"
+SERVE = "serve.py"
+_HERE = Path(__file__).parent
 
 
 def write_program(folder: Path, loader: str | None, tolerance: float) -> None:
-    """Write `predict.py`, where the target says how it is loaded.
+    """Write `predict.py` and `serve.py`, where the target says how it is loaded.
 
     Args:
         folder: the package.
@@ -35,9 +37,10 @@ def write_program(folder: Path, loader: str | None, tolerance: float) -> None:
         tolerance: how far outputs may be from the model's, over their range.
     """
     if loader is not None:
-        text = _TEMPLATE.read_text(encoding="utf-8")
+        text = (_HERE / "predict.py.txt").read_text(encoding="utf-8")
         program = text.replace("@TOLERANCE@", f"{tolerance:g}").replace("@LOAD@", loader.strip())
         write_atomic(folder / PREDICT, program)
+        write_atomic(folder / SERVE, (_HERE / "serve.py.txt").read_text(encoding="utf-8"))
 
 
 def write_card(folder: Path, name: str, record: RunRecord, config: Mapping[str, Any], signature: Any) -> None:

@@ -28,10 +28,11 @@ class LocalLauncher(Launcher):
 
     Args:
         n_jobs: how many at once, where no sweeper of ours says so.
+        memory_gb: how much memory each may ask for.
     """
 
-    def __init__(self, n_jobs: int = 1) -> None:
-        self.n_jobs = n_jobs
+    def __init__(self, n_jobs: int = 1, memory_gb: float | None = None) -> None:
+        self.n_jobs, self.memory_gb = n_jobs, memory_gb
         self._config: DictConfig | None = None
         self._task: TaskFunction | None = None
         self._context: HydraContext | None = None
@@ -41,7 +42,7 @@ class LocalLauncher(Launcher):
 
     def backend(self, slots: int) -> Backend:
         """Return the backend for jobs of this framework; see `Backend`."""
-        return LocalBackend(slots, preload=PRELOADED)
+        return LocalBackend(slots, preload=PRELOADED, memory_gb=self.memory_gb)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of any application's jobs; see Hydra's `Launcher`."""
@@ -49,7 +50,7 @@ class LocalLauncher(Launcher):
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         folder = Path(str(self._config.hydra.sweep.dir)) / ".jobs"
-        backend = LocalBackend(self.n_jobs, entry=f"{__name__}:run_pickled", preload=())
+        backend = LocalBackend(self.n_jobs, entry=f"{__name__}:run_pickled", preload=(), memory_gb=self.memory_gb)
         jobs, ran = [], dict[Path, JobReturn]()
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self._context.config_loader.load_sweep_config(self._config, list(overrides))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,10 +40,18 @@ class LocalBackend:
         slots: how many at once.
         entry: `module:function`, called with a job's folder in its process; returns the exit code.
         preload: modules that the fork server imports before the first job.
+        memory_gb: how much memory each process may ask for (Linux's RLIMIT_DATA, some 0.5 GB of which PyTorch takes).
     """
 
-    def __init__(self, slots: int = 1, entry: str = ENTRY, preload: Sequence[str] = PRELOADED) -> None:
+    def __init__(
+        self,
+        slots: int = 1,
+        entry: str = ENTRY,
+        preload: Sequence[str] = PRELOADED,
+        memory_gb: float | None = None,
+    ) -> None:
         self.slots, self.entry = slots, entry
+        self._memory = int(memory_gb * 1e9) if memory_gb is not None else None
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*preload])
         self._processes: dict[Path, ForkServerProcess] = {}
@@ -60,7 +69,7 @@ class LocalBackend:
         if not free:
             raise RuntimeError(f"all {self.slots} slots are taken")
         place = free[0]
-        process = self._start((self.entry, str(job.folder), self._share(place), self._threads))
+        process = self._start((self.entry, str(job.folder), self._share(place), self._threads, self._memory))
         write_json(
             job.folder / HANDLE,
             {"backend": "local", "host": os.uname().nodename, "pid": process.pid, "slot": place},
@@ -144,7 +153,7 @@ class LocalBackend:
         self._processes.clear()
 
 
-def _work(entry: str, folder: str, environment: dict[str, str], threads: int) -> None:
+def _work(entry: str, folder: str, environment: dict[str, str], threads: int, memory: int | None) -> None:
     """Run a job in this process, which was forked for it."""
     os.setsid()
     with (Path(folder) / LOG).open("ab") as log, Path(os.devnull).open("rb") as nothing:
@@ -152,6 +161,8 @@ def _work(entry: str, folder: str, environment: dict[str, str], threads: int) ->
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.update(environment)
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
     module, _, function = entry.partition(":")

@@ -85,7 +85,7 @@ class Controller:
         backend: runs jobs.
         plan: makes configs of points.
         objectives: by which trials are judged.
-        judge: the metric and direction of which reports are handed to the search; None where nothing is pruned.
+        prune_on: the metric and direction of which reports are handed to the search; None where nothing is pruned.
         rules: see `Rules`.
         constraints: bounds that the best trials keep.
     """
@@ -97,12 +97,12 @@ class Controller:
         backend: Backend,
         plan: Plan,
         objectives: Sequence[Objective],
-        judge: Objective | None = None,
+        prune_on: Objective | None = None,
         rules: Rules = Rules(),
         constraints: Sequence[Constraint] = (),
     ) -> None:
         self.sweep, self.search, self.backend, self.plan = sweep, search, backend, plan
-        self.objectives, self.judge, self.rules, self.constraints = objectives, judge, rules, constraints
+        self.objectives, self.prune_on, self.rules, self.constraints = objectives, prune_on, rules, constraints
         self.trials: dict[int, Trial] = {}
         self.running: dict[int, Trial] = {}
         self.waiting: list[Trial] = []
@@ -293,7 +293,7 @@ class Controller:
                 continue
             trial.last_step, trial.latest = step, metrics
             trial.validations += 1
-            if self.judge is not None and (value := metrics.get(self.judge.metric)) is not None:
+            if self.prune_on is not None and (value := metrics.get(self.prune_on.metric)) is not None:
                 reason = self.search.report(trial.number, trial.validations, value)
         if reason and may_stop and trial.number not in self._asked:
             self._stop(trial, Status.pruned, reason)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from framework.config.components import as_plain
 from framework.config.schema import TrainerConfig
 from framework.config.signatures import default_of
-from framework.errors import EXIT_FAILED, EXIT_USER, Ended, UserError
+from framework.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER, Ended, Preempted, UserError
 from framework.launch.backend import Backend
 from framework.launch.foreign import LauncherBackend, run_named_job
 from framework.launch.hydra_launcher import LocalLauncher
@@ -36,7 +36,7 @@ from .results import trial_rows, write_best, write_tables
 from .search import GridSearch, Search, State
 from .space import Space, read_space
 from .trials import SweepFolder
-from .watch import SweepWatcher
+from .watch import SweepWatcher, values_text
 
 _CHECKED_AT_MOST = 200
 _HOW_NOT_WHAT = (
@@ -53,7 +53,7 @@ class _Sweep:
     folder: SweepFolder
     space: Space
     objectives: Sequence[Objective]
-    judge: Objective | None
+    prune_on: Objective | None
     total: int | None
 
 
@@ -132,7 +132,7 @@ class _Sweeper(Sweeper):
         if self.config.run_dir:
             raise UserError("run_dir: is of one run; each trial of a sweep has its own")
         space = read_space(arguments, self.space_in_yaml, self._given(), loader, self.seed)
-        objectives, judge = self._aims(space)
+        objectives, prune_on = self._aims(space)
         folder = self._folder()
         plan = ComposedPlan(loader, self.config, space, folder)
         if self.config.check.lower() == "shapes":
@@ -142,7 +142,7 @@ class _Sweeper(Sweeper):
         if self.config.check.lower() == "true":
             print(f"{len(points)} points of the sweep are sound")
             return None
-        sweep = _Sweep(SweepFolder(folder), space, objectives, judge, self.total(space))
+        sweep = _Sweep(SweepFolder(folder), space, objectives, prune_on, self.total(space))
         return self._run(sweep, plan)
 
     def _run(self, sweep: _Sweep, plan: ComposedPlan) -> int:
@@ -157,7 +157,14 @@ class _Sweeper(Sweeper):
         try:
             say(f"sweep: {folder.path}{', going on' if again else ''}")
             controller = Controller(
-                folder, self.search(sweep), backend, plan, sweep.objectives, sweep.judge, self.rules, self.constraints
+                folder,
+                self.search(sweep),
+                backend,
+                plan,
+                sweep.objectives,
+                sweep.prune_on,
+                self.rules,
+                self.constraints,
             )
 
             def write(status: str = "running", everything: bool = False) -> None:
@@ -166,9 +173,11 @@ class _Sweeper(Sweeper):
             try:
                 with SweepWatcher(controller, sweep.total, write) as watcher:
                     controller.run(watcher)
-            except BaseException:
+            except BaseException as error:
                 write("stopped", True)
                 say(f"{explain_end(controller)}; the same command goes on")
+                if isinstance(error, Preempted):
+                    raise Ended(EXIT_PREEMPTED) from error
                 raise
             write("running" if controller.count(State.open) else "completed", True)
             self._say_summary(sweep, controller, folder, loader)
@@ -290,16 +299,11 @@ class _Sweeper(Sweeper):
         for number in controller.best[:5]:
             trial = controller.trials[number]
             found = ", ".join(f"{o.metric} {v:.6g}" for o, v in zip(sweep.objectives, trial.objectives, strict=True))
-            say(f"best    trial {number}: {found}  ({' '.join(plan_text(trial.values))})")
+            say(f"best    trial {number}: {found}  ({values_text(trial.values)})")
         if controller.best:
             say(f"again   python run.py --config-dir {folder.path} {self._again}")
         say(f"sweep   {folder.path}")
         say(f"report  {folder.path / 'report.html'}")
-
-
-def plan_text(values: Mapping[str, Any]) -> list[str]:
-    """Return a point as `key=value`s."""
-    return [f"{k}={v}" for k, v in values.items()]
 
 
 _MADE_BY = {
@@ -369,10 +373,10 @@ class OptunaSweeper(_Sweeper):
             raise UserError("hydra.sweeper: give n_trials, time_budget_s or patience, or it never ends")
 
     def _aims(self, space: Space) -> tuple[list[Objective], Objective | None]:
-        objectives, judge = super()._aims(space)
+        objectives, prune_on = super()._aims(space)
         if not space.dimensions:
             raise UserError("nothing is varied: type a sweep, as in 'optimizer.lr=interval(1e-4,1e-1)', or give params")
-        return objectives, (self.prune_on or judge) if self.pruner else None
+        return objectives, (self.prune_on or prune_on) if self.pruner else None
 
     def search(self, sweep: _Sweep) -> Search:
         """Return a study of Optuna's."""
@@ -383,7 +387,7 @@ class OptunaSweeper(_Sweeper):
             if not sweep.folder.controllers() and mend_journal(path / JOURNAL):
                 say("a half-written line was cut off the journal")
             study = OptunaSearch(
-                sweep.space, sweep.objectives, path, self.n_trials, self.sampler, self.pruner, sweep.judge,
+                sweep.space, sweep.objectives, path, self.n_trials, self.sampler, self.pruner, sweep.prune_on,
                 self.storage, self.study_name, self.seed, bool(self.constraints),
             )  # fmt: skip
             for index, point in enumerate(self.enqueue):

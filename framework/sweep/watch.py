@@ -30,7 +30,7 @@ class SweepWatcher:
     def __init__(self, controller: Controller, total: int | None, write: Callable[[], None]) -> None:
         self._controller, self._total, self._write = controller, total, write
         self._began = self._said = time.monotonic()
-        self._before = 0
+        self._before: int | None = None
         self._live: Any = None
 
     def __enter__(self) -> SweepWatcher:
@@ -47,6 +47,8 @@ class SweepWatcher:
 
     def began(self, trial: Trial) -> None:
         """Say what runs."""
+        if self._before is None:
+            self._before = sum(self._controller.count(s) for s in _WORDS)
         taken = f", with the training of trial {trial.taken_from}" if trial.taken_from is not None else ""
         self.remark(f"trial {trial.number}: {values_text(trial.values) or 'as it is'}{taken}")
 
@@ -92,15 +94,11 @@ class SweepWatcher:
         if controller.best:
             best = controller.trials[controller.best[-1]]
             text += f"; best {self._judged(best)} (trial {best.number})"
-        mine = ended - self._before
+        mine = ended - (self._before or 0)
         if self._total and mine > 0 and not controller.enough:
             left = (self._total - ended) * (time.monotonic() - self._began) / mine
             text += f"; {duration_text(max(0.0, left))} left"
         return text
-
-    def already(self, ended: int) -> None:
-        """Take note of how many trials had ended before."""
-        self._before = ended
 
     def _table(self) -> Any:
         from rich.console import Group

@@ -1,10 +1,15 @@
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -139,6 +144,7 @@ def test_every_runtime_gives_the_models_outputs_and_its_package_checks_itself(
     shown = subprocess.run([sys.executable, "predict.py", "../rows.npy"], cwd=folder, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "['" in shown.stdout
+    served(folder, shown.stdout)
     model = bytearray((folder / "model.onnx").read_bytes())
     model[len(model) // 2] ^= 1
     (folder / "model.onnx").write_bytes(model)
@@ -152,6 +158,32 @@ def test_every_runtime_gives_the_models_outputs_and_its_package_checks_itself(
     (folder / "examples.npz").unlink()
     with pytest.raises(UserError, match=r"examples\.npz is missing"):
         verify_package(folder)
+
+
+def served(folder: Path, expected: str) -> None:
+    """Start the package's server, and make sure that it gives the labels that `predict.py` printed."""
+    rows = np.load(folder.parent / "rows.npy")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-B", "serve.py", "--port", str(port)], cwd=folder, start_new_session=True
+    )
+    try:
+        body = json.dumps({"image": rows.tolist()}).encode()
+        request = Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"})
+        for _ in range(240):
+            time.sleep(0.25)
+            try:
+                answer = json.load(urlopen(request, timeout=10))
+                break
+            except URLError:
+                assert server.poll() is None
+        assert str(answer["labels"]) in expected
+        assert np.asarray(answer["outputs"]).shape == (3, 10)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def write_bias(file: Path, content: bytes) -> None:

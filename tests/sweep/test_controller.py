@@ -89,6 +89,16 @@ def test_failures_are_told_apart_retried_where_that_helps_and_end_a_sweep_where_
     assert "2 trials failed (hydra.sweeper.max_failures)" in (few.enough or "")
 
 
+def test_a_trial_that_wants_more_memory_than_it_may_fails_alone(tmp_path: Path) -> None:
+    space, place = read_space(["i=1e8,3e9"], {}, {}), SweepFolder(tmp_path)
+    backend = LocalBackend(2, ENTRY, ("tests.sweep.work",), memory_gb=1)
+    plan = Plan(lambda n, v: {"how": "eat", "bytes": float(v["i"])})
+    controller = Controller(place, GridSearch(space, place.has), backend, plan, [X], None, Rules(retries=0))
+    controller.run(Quiet())
+    assert [t.state for t in controller.trials.values()] == [State.completed, State.failed]
+    assert (controller.trials[1].error or "").startswith("MemoryError")
+
+
 def test_the_first_completed_trial_without_the_metric_ends_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trial 0: the run has no metric `xx`"):
         sweep(tmp_path, read_space(["i=1,2"], {}, {}), lambda n, v: {}, objectives=[Objective("xx", True)])

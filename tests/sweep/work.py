@@ -34,6 +34,11 @@ def run(folder: Path) -> int:
             code = EXIT_PREEMPTED
         elif config.get("how") == "die" and job.attempts <= config.get("times", 99):
             os.kill(os.getpid(), 9)
+        elif config.get("how") == "eat":
+            try:
+                bytearray(int(config.bytes))
+            except MemoryError:
+                status, code, error = Status.failed, EXIT_FAILED, "MemoryError"
         elif config.get("how") == "raise":
             print("a word before the end")
             status, code, error = Status.failed, EXIT_FAILED, "RuntimeError: out of luck"
