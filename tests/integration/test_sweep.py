@@ -181,6 +181,7 @@ def test_a_sweep_whose_controller_is_killed_goes_on_with_the_same_command_and_lo
         "hydra.sweeper.n_jobs=2",
     ]
     line = [sys.executable, "run.py", *what, "hydra.sweeper.n_trials=6", f"outputs={outputs}"]
+    line.append(line.pop(line.index("-m")))  # anywhere on the command line
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(line, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -17,9 +17,10 @@ from framework.errors import UserError
 from framework.launch.local import LocalBackend
 from framework.sweep.controller import Controller, Rules
 from framework.sweep.objectives import Objective, read_constraint
-from framework.sweep.optuna_search import JOURNAL, OptunaSearch, mend_journal, open_storage
+from framework.sweep.optuna_search import OptunaSearch
 from framework.sweep.search import GridSearch, State
 from framework.sweep.space import Space, read_space
+from framework.sweep.storage import JOURNAL, mend_journal, open_storage
 from framework.sweep.trials import SweepFolder, Trial
 from tests.conftest import HOME
 
