@@ -102,7 +102,7 @@ class SweepWatcher:
 
     def _table(self) -> Any:
         from rich.console import Group
-        from rich.progress import Progress
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
@@ -115,7 +115,7 @@ class SweepWatcher:
             table.add_row(
                 str(trial.number), duration_text(now - trial.started), step, latest, values_text(trial.values)
             )
-        bar = Progress(transient=True)
+        bar = Progress(BarColumn(bar_width=40), MofNCompleteColumn())
         ended = sum(self._controller.count(s) for s in _WORDS)
         bar.add_task("trials", total=self._total, completed=ended)
         return Group(table, bar, self._counts())
