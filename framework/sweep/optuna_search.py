@@ -81,6 +81,7 @@ class OptunaSearch:
         if study.directions != directions:
             raise UserError(f"hydra.sweeper.objectives: the study `{name}` has other ones")
         self._asked: dict[int, optuna.Trial] = {}
+        self._looked_at = self._counted = 0
         begun = len(study.get_trials(deepcopy=False))
         self._study = _AskedStudy(
             study_name=name,
@@ -112,11 +113,18 @@ class OptunaSearch:
         return build(plain, "hydra.sweeper.sampler")
 
     def ask(self) -> Suggestion | None:
-        trials = self._study.get_trials(deepcopy=False)
-        begun = sum(t.state.name != "WAITING" and _IMPORTED not in t.user_attrs for t in trials)
-        if self._study.exhausted or (self._n_trials is not None and begun >= self._n_trials):
+        if self._study.exhausted or (self._n_trials is not None and self._begun() >= self._n_trials):
             return None
         return self._suggest(self._study.ask())
+
+    def _begun(self) -> int:
+        """Return how many trials were begun, by anybody; those before the first that waits are looked at once."""
+        trials = self._study.get_trials(deepcopy=False)
+        while self._looked_at < len(trials) and trials[self._looked_at].state is not TrialState.WAITING:
+            self._counted += _IMPORTED not in trials[self._looked_at].user_attrs
+            self._looked_at += 1
+        rest = trials[self._looked_at :]
+        return self._counted + sum(t.state is not TrialState.WAITING and _IMPORTED not in t.user_attrs for t in rest)
 
     def _suggest(self, trial: optuna.Trial) -> Suggestion:
         self._asked[trial.number] = trial
@@ -154,8 +162,8 @@ class OptunaSearch:
             self._trial(number).set_constraint(name, min(violation, _BEYOND))
         completed = ending.state is State.completed
         states = {State.completed: TrialState.COMPLETE, State.pruned: TrialState.PRUNED, State.failed: TrialState.FAIL}
-        self._asked.pop(number, None)
-        self._study.tell(number, list(ending.values) if completed else None, state=states[ending.state])
+        trial = self._asked.pop(number, number)
+        self._study.tell(trial, list(ending.values) if completed else None, state=states[ending.state])
 
     def untold(self) -> list[Suggestion]:
         """Return this folder's; and those that a process which died left half suggested, where nobody else works."""
@@ -226,6 +234,8 @@ class OptunaSearch:
         return self._asked[number]
 
     def _id(self, number: int) -> int:
+        if number in self._asked:
+            return self._asked[number]._trial_id
         return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
 
 
