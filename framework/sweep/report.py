@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ def _draw(trials: Sequence[Trial], objectives: Sequence[Objective], space: Space
     import matplotlib as mpl
 
     mpl.use("Agg")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import optuna.visualization.matplotlib as pictures
     from matplotlib import pyplot as plt
 
