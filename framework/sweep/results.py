@@ -62,16 +62,29 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_best(
-    folder: Path, best: Sequence[Trial], overrides: Mapping[int, Sequence[str]], loader: ConfigLoader
+    folder: Path,
+    best: Sequence[Trial],
+    overrides: Mapping[int, Sequence[str]],
+    loader: ConfigLoader,
+    base: str | None,
 ) -> str:
     """Write the best points as `recipe/best.yaml` (with several objectives also `best_<number>.yaml`).
+
+    Args:
+        folder: the sweep's.
+        best: the best trials.
+        overrides: of each, by its number.
+        loader: knows what is a group.
+        base: the recipe where none was typed.
 
     Returns:
         what to type to run the first again, but for `--config-dir`.
     """
     extra: list[str] = []
     for index, trial in enumerate(best):
-        text, beside = as_recipe(overrides[trial.number], loader, f"trial {trial.number} of the sweep {folder.name}")
+        text, beside = as_recipe(
+            overrides[trial.number], loader, f"trial {trial.number} of the sweep {folder.name}", base
+        )
         if len(best) > 1:
             write_atomic(folder / "recipe" / f"best_{trial.number}.yaml", text)
         if index == 0:
@@ -80,12 +93,11 @@ def write_best(
     return " ".join(["recipe=best", *extra])
 
 
-def as_recipe(overrides: Sequence[str], loader: ConfigLoader, title: str) -> tuple[str, list[str]]:
-    """Return overrides as the text of an option of the group `recipe`, and those that none can express."""
+def as_recipe(overrides: Sequence[str], loader: ConfigLoader, title: str, base: str | None) -> tuple[str, list[str]]:
+    """Return overrides of the recipe `base` as an option of the group `recipe`, and those that none can express."""
     defaults: list[Any] = []
     values: dict[str, Any] = {}
     beside: list[str] = []
-    base = "digits"
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if key == "recipe" and not override.is_delete():
@@ -101,7 +113,7 @@ def as_recipe(overrides: Sequence[str], loader: ConfigLoader, title: str) -> tup
             for part in path:
                 node = node.setdefault(part, {})
             node[last] = _plain(override)
-    document = {"defaults": [base, *defaults, "_self_"], **values}
+    document = {"defaults": [*([base] if base else []), *defaults, "_self_"], **values}
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return f"# @package _global_\n# {title}\n{body}", beside
 

@@ -270,7 +270,7 @@ class HydraSweeper(Sweeper):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _write(self, sweep: Sweep, controller: Controller, status: str, plan: ComposedPlan, everything: bool) -> None:
-        assert self.hydra_context is not None
+        assert self.hydra_context is not None and self.config is not None
         best = [controller.trials[number] for number in controller.best]
         sweep.folder.describe(
             status=status,
@@ -286,7 +286,8 @@ class HydraSweeper(Sweeper):
                 write_tables(sweep.folder.path, trial_rows(list(controller.trials.values()), sweep.objectives))
                 if best:
                     typed = {t.number: plan.overrides(t.values) for t in best}
-                    self._again = write_best(sweep.folder.path, best, typed, self.hydra_context.config_loader)
+                    loader, base = self.hydra_context.config_loader, self.config.hydra.runtime.choices.get("recipe")
+                    self._again = write_best(sweep.folder.path, best, typed, loader, base)
                 write_report(sweep.folder.path, list(controller.trials.values()), sweep.objectives, sweep.space, best)
 
     def _say_summary(self, sweep: Sweep, controller: Controller, folder: SweepFolder, loader: Any) -> None:

@@ -96,7 +96,7 @@ def test_trials_share_a_training_when_they_differ_after_it_alone(plan_of: Make) 
 def test_a_point_becomes_an_option_of_the_group_recipe(loader: ConfigLoader) -> None:
     overrides = ["recipe=stdlib_gpt", "optimizer=sgd", "optimizer.lr=1e-3", "+optimizer.x='a b'", "compress=[none]", "~tracker",
                  "trainer.max_steps=5", "++model.a.b=[1,c]"]  # fmt: skip
-    text, beside = as_recipe(overrides, loader, "trial 1")
+    text, beside = as_recipe(overrides, loader, "trial 1", "digits")
     assert beside == ["~tracker"]
     assert text == (
         "# @package _global_\n# trial 1\ndefaults:\n- stdlib_gpt\n- override /optimizer: sgd\n- override /compress:\n  - none\n"
