@@ -139,18 +139,20 @@ def test_trials_that_differ_after_training_share_it_and_the_exported_model_is_wh
     done = command(
         "-m", "recipe=digits_search", "hydra/sweeper/sampler=brute_force", "hydra/sweeper/pruner=none",
         "stages=[prepare,train,evaluate,compress,export]", "trainer.max_epochs=2", "measure.seconds=0.03",
-        "optimizer.lr=1e-3,3e-3", "optimizer=adamw", "model.widths=[8,16]", "+compress.structured_pruning.ratio=0.5",
-        "hydra.sweeper.n_trials=4", "hydra.sweeper.enqueue=[]", "hydra.sweeper.constraints=['export/onnx/bytes <= 10000']", f"outputs={outputs}",
+        "optimizer.lr=1e-3,3e-3", "optimizer=adamw", "model.widths=[8,16]",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.enqueue=[]", "hydra.sweeper.constraints=['export/onnx/bytes <= 10000']", f"outputs={outputs}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     folder, study, trials = sweep_in(outputs)
-    assert [t["state"] for t in trials] == ["completed"] * 4
+    assert [t["state"] for t in trials] == ["completed"] * 6
     taken = [t for t in trials if t["taken_from"]]
-    assert len(taken) == 2
+    assert len(taken) == 4
     for trial in taken:
         other = trials[int(trial["taken_from"])]
         assert trial["optimizer.lr"] == other["optimizer.lr"]
-        assert trial["compress"] != other["compress"]
+        assert (trial["compress"], trial["compress.structured_pruning.ratio"]) != (
+            other["compress"], other["compress.structured_pruning.ratio"]
+        )  # fmt: skip
         record = RunRecord(Path(trial["run"]))
         assert record["from_run"] == other["run"]
         assert list(record["stages"]) == ["compress", "export"]

@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 from omegaconf import OmegaConf
 
-from framework.config.plugins import CONF
+from framework.config.plugins import CONF, register
 from framework.sweep.sweepers import register_sweepers
 from tests.conftest import HOME
 
@@ -44,6 +44,7 @@ def plugins(hydra_restore_singletons: object, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "hydra_plugins" / "framework.py").write_text(PLUGIN)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     yield
+    register.cache_clear()  # the singletons go back to what they were, in which nothing of ours need be
 
 
 @pytest.mark.parametrize("launcher_name, overrides", [("local", ["hydra.launcher.n_jobs=2"])])
