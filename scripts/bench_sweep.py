@@ -30,7 +30,10 @@ Ray 2.60:
       together                                      0.19
       a fresh `python run.py` to the same line     10.46   55x
 
-@PRUNING@
+    digits: until a trial is completed with 0.98, s     seed 0  seed 1  seed 2  seed 3  seed 4  median
+      without pruning                                    6.6     5.8    12.8     5.9    29.3     6.6
+      with ASHA                                          5.3     5.6    10.3     6.4    16.3     6.4
+      ratio of the medians                              0.98
 
     best of 100 trials, ten seeds            lowest   median  highest
       Branin       Optuna's own loop        0.4051   0.4164   0.4574
@@ -40,7 +43,12 @@ Ray 2.60:
       Hartmann-6   ours, one slot          -3.2754  -3.2068  -2.9700   the same trials for 10 of 10 seeds
       Hartmann-6   ours, four slots        -3.2729  -3.1686  -3.0110
 
-@MANY@
+    10,000 trials of nothing
+      ms a trial, by thousands after the first: 25 25 28 29 30 35 37 38 43
+      memory after 1,000: 64 MB, at the end: 103 MB (4.2 kB a trial)
+
+The last was measured before asking and telling stopped to look at all trials again; it was not measured since.
+Three of five seeds reach 0.98 with their first or second trial, before which there is nothing to prune.
 
 Optuna's threads share one process, so that a trial that dies takes the sweep with it. Ray starts a process for each
 trial, which is what two cores spend the time on.

@@ -4,6 +4,13 @@
 
 Every sweep is `python run.py -m`: Optuna over twelve seeds (each tried once), two slots, real trainings, a validation
 every few steps. What it finds must be what an undisturbed sweep found: each seed once, with the same metrics.
+
+    kill -9 of trials             50 kills in 2 sweeps: each seed once, with the metrics of an undisturbed sweep
+    kill -9 of the controller     12 kills of one sweep: as undisturbed
+    @FORK@
+    a full disk                   one message, exit code 1; with room the same command goes on: as undisturbed
+    two controllers               one killed on the way: 2 shared the trials, as undisturbed
+    Ctrl-C                        summary, exit code 75, no process left; gone on: as undisturbed
 """
 
 from __future__ import annotations

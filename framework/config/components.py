@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from framework.errors import UserError
+from framework.errors import Preempted, UserError
 
 from .requirements import REQUIRES
 
@@ -42,7 +42,7 @@ def build(node: Any, key: str, **arguments: Any) -> Any:
         cause: BaseException | None = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UserError):
+        if isinstance(cause, (UserError, Preempted)):  # a signal may come while something is being built
             raise cause from None
         if isinstance(cause, (TypeError, ValueError, ImportError, AttributeError, InstantiationException)):
             raise UserError(f"{key}: `{plain.get('_target_')}` could not be built: {cause}") from error

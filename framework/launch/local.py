@@ -30,7 +30,7 @@ from .jobs import HANDLE, LOG, Job
 
 ENTRY = "framework.launch.worker:run_job"
 PRELOADED = ("framework.launch.preloaded",)
-_START_TRIES = 3
+_START_TRIES = 5
 
 
 class LocalBackend:

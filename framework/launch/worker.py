@@ -77,7 +77,7 @@ def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, flo
     except (Exception, KeyboardInterrupt, Preempted) as caught:
         code, error = report_failure(caught), reason_of(caught)
     status, asked = _STATUS.get(code, Status.failed), job.asked_to_stop()
-    if status is Status.preempted and asked is not None:
+    if status in (Status.preempted, Status.failed) and asked is not None:  # wherever the signal met it
         status, error = asked
         if run is not None:
             RunRecord(Path(run)).update(status=str(status), error=error)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import UserError
+from framework.config.components import build
+from framework.errors import Preempted, UserError
 from framework.launch.backend import Phase
 from framework.launch.jobs import Job, Status
 from framework.launch.local import LocalBackend
@@ -114,3 +115,15 @@ def test_a_job_that_is_killed_is_gone_without_a_result_and_is_found_by_its_lock(
     assert job.result() is None
     assert backend.why_gone(job) == "killed by SIGKILL"
     assert other.phases([job]) == [Phase.gone]
+
+
+class Interrupted:
+    """A component whose construction a signal meets."""
+
+    def __init__(self) -> None:
+        raise Preempted("stopped by SIGTERM")
+
+
+def test_a_signal_that_comes_while_something_is_built_is_a_stop_and_no_failure() -> None:
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+        build({"_target_": "tests.launch.test_local.Interrupted"}, "model")
