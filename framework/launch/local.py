@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -30,7 +31,7 @@ from .jobs import HANDLE, LOG, Job
 
 ENTRY = "framework.launch.worker:run_job"
 PRELOADED = ("framework.launch.preloaded",)
-_START_TRIES = 5
+_START_TRIES, _START_WAIT_S = 5, 1.0
 
 
 class LocalBackend:
@@ -86,6 +87,7 @@ class LocalBackend:
             except (EOFError, ConnectionError):
                 if attempt == _START_TRIES - 1:
                     raise
+                time.sleep(_START_WAIT_S)  # until it is seen to be dead
             else:
                 return process
         raise AssertionError("unreachable")
