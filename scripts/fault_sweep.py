@@ -7,7 +7,7 @@ every few steps. What it finds must be what an undisturbed sweep found: each see
 
     kill -9 of trials             50 kills in 2 sweeps: each seed once, with the metrics of an undisturbed sweep
     kill -9 of the controller     12 kills of one sweep: as undisturbed
-    @FORK@
+    kill -9 of the fork server    3 times: it is started again, as undisturbed
     a full disk                   one message, exit code 1; with room the same command goes on: as undisturbed
     two controllers               one killed on the way: 2 shared the trials, as undisturbed
     Ctrl-C                        summary, exit code 75, no process left; gone on: as undisturbed
