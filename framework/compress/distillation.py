@@ -56,7 +56,6 @@ class Distillation:
             model,
             folder,
             what="distilling",
-            log=lambda metrics, step: None,
             length=self.length,
             learning_rate_scale=self.learning_rate_scale,
         )

@@ -61,7 +61,6 @@ class LowRankFactorisation:
                 model,
                 folder,
                 what="fine-tuning",
-                log=lambda metrics, step: None,
                 length=self.finetune,
                 learning_rate_scale=self.learning_rate_scale,
             )

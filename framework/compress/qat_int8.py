@@ -46,7 +46,6 @@ class QatInt8:
                 prepared,
                 folder,
                 what="quantisation-aware training",
-                log=lambda metrics, step: None,
                 length=self.length,
                 learning_rate_scale=self.learning_rate_scale,
             )

@@ -136,7 +136,6 @@ def _train_masked(
                 model,
                 folder,
                 what="fine-tuning",
-                log=lambda metrics, step: None,
                 length=length,
                 learning_rate_scale=learning_rate_scale,
             )

@@ -69,7 +69,6 @@ class StructuredPruning:
                 model,
                 folder,
                 what="fine-tuning",
-                log=lambda metrics, step: None,
                 length=self.finetune,
                 learning_rate_scale=self.learning_rate_scale,
             )

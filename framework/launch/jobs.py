@@ -29,7 +29,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from framework.errors import UserError
-from framework.record.files import write_atomic, write_json
+from framework.record.files import is_locked, write_atomic, write_json
 
 CONFIG, JOB, HANDLE, REPORTS, STOP, LOG, RESULT = (
     "config.yaml", "job.json", "handle.json", "reports.jsonl", "stop.json", "log.txt", "result.json",
@@ -207,11 +207,4 @@ class Job:
 
     def is_held(self) -> bool:
         """Return whether a process of this machine runs the job."""
-        try:
-            with (self.folder / _LOCK).open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.folder / _LOCK)

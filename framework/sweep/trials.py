@@ -19,7 +19,7 @@ from typing import Any
 
 from framework.errors import UserError
 from framework.launch.jobs import Job, Result
-from framework.record.files import write_json
+from framework.record.files import is_locked, write_json
 
 from .search import State
 from .space import Value
@@ -170,19 +170,8 @@ class SweepFolder:
 
     def is_alive(self, controller: str) -> bool:
         """Return whether a controller lives."""
-        return _is_locked(self.path / "controllers" / controller) if controller else False
+        return is_locked(self.path / "controllers" / controller) if controller else False
 
     def controllers(self) -> list[str]:
         """Return the controllers that live."""
-        return [p.name for p in (self.path / "controllers").iterdir() if _is_locked(p)]
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        return [p.name for p in (self.path / "controllers").iterdir() if is_locked(p)]

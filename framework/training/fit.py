@@ -18,7 +18,7 @@ def fit(
     folder: Path,
     *,
     what: str,
-    log: LogMetrics,
+    log: LogMetrics = lambda metrics, step: None,
     length: float = 1.0,
     learning_rate_scale: float = 1.0,
     resume: bool = False,
@@ -30,7 +30,7 @@ def fit(
         model: what is trained.
         folder: for checkpoints.
         what: shown beside the progress.
-        log: receives metrics.
+        log: receives metrics; by default nobody does.
         length: how long to train, as a share of `trainer.max_epochs` and `trainer.max_steps`.
         learning_rate_scale: factor on the optimizer's learning rate.
         resume: go on from the newest good checkpoint in `folder`, where there is one.

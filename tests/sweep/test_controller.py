@@ -102,7 +102,7 @@ def test_a_trial_that_wants_more_memory_than_it_may_fails_alone(tmp_path: Path) 
 
 def test_the_first_completed_trial_without_the_metric_ends_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trial 0: the run has no metric `xx`"):
-        sweep(tmp_path, read_space(["i=1,2"], {}, {}), lambda n, v: {}, objectives=[Objective("xx", True)])
+        sweep(tmp_path, read_space(["i=1,2"], {}, {}), lambda n, v: {}, 1, objectives=[Objective("xx", True)])
 
 
 def test_trials_that_do_badly_are_pruned_and_the_study_knows(tmp_path: Path) -> None:
