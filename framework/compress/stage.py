@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from framework.config.components import as_plain, build_set
 from framework.data.dataset import dataset_of
 from framework.models.saved import Change, SavedModel, load_model, save_model
@@ -13,6 +15,7 @@ from framework.record.experiment import Experiment
 from framework.training.workbench import Workbench
 
 from .passes import CompressionPass, size_of_model
+from .sensitivity import layer_sensitivity
 
 
 def run(experiment: Experiment) -> None:
@@ -31,7 +34,10 @@ def run(experiment: Experiment) -> None:
     size, metric = size_of_model(model, example), bench.evaluate(model, "val")[0][monitor]
     rows: list[dict[str, Any]] = [{"pass": "trained", **vars(size), monitor: metric, "seconds": None}]
     changes: list[Change] = []
+    sensitivity: list[dict[str, Any]] = []
     for name, compression in passes.items():
+        if experiment.config.measure.sensitivity and not isinstance(model, torch.fx.GraphModule):
+            sensitivity += layer_sensitivity(name, compression, model, bench, experiment.folder / "checkpoints" / name)
         began = time.perf_counter()
         compressed = compression.apply(model, bench, experiment.folder / "checkpoints" / name)
         model = compressed.model
@@ -54,6 +60,8 @@ def run(experiment: Experiment) -> None:
             f"{monitor} {before[monitor]:.4f} -> {metric:.4f}"
         )
     record.add_table("compress", rows)
+    if sensitivity:
+        record.add_table("sensitivity", sensitivity)
     folder = experiment.folder / "model" / "compressed"
     save_model(SavedModel(model, saved.node, [*saved.changes, *changes]), folder, example)
     record.add_artifact("model/compressed", folder, "model")

@@ -124,7 +124,7 @@ def _components(cfg: DictConfig) -> Iterator[Finding]:
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             continue
         if node.get(REQUIRES):
-            yield from (Finding(key, m) for m in unmet(cfg, key, plain(node[REQUIRES])))
+            yield from (Finding(key, m) for m in unmet(cfg, key, _resolved(node[REQUIRES])))
         if "_target_" in node:
             yield from _target(key, node)
 
@@ -192,3 +192,11 @@ def _value(key: str, node: DictConfig, name: str, parameter: Parameter) -> Itera
 def _near_option(value: object, annotation: ast.expr | None) -> str:
     options = [n.value for n in ast.walk(annotation) if isinstance(n, ast.Constant)] if annotation else []
     return did_you_mean(str(value), [o for o in options if isinstance(o, str)])
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    """Return requirements as plain values; those that do not resolve stay, and are reported as such."""
+    try:
+        return plain(OmegaConf.to_container(node, resolve=True))
+    except OmegaConfBaseException:
+        return plain(node)

@@ -260,6 +260,8 @@ class MeasureConfig:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
     threads: int = 1
     seconds: float = 0.6
+    compiled: bool = False
+    sensitivity: bool = False
     on_mismatch: str = "fail"
 
 

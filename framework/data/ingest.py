@@ -37,7 +37,7 @@ from .ragged import Ragged, chunk_totals, chunked_bounds
 from .rows import Rows, count, mix64, take
 from .sources import Source
 from .store import create_arrays, layout, write_shard
-from .transforms import ROW_ID, Fingerprinted, Fitted, Transform
+from .transforms import ROW_ID, Fingerprinted, Fitted, Published, Transform
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ def ingest(recipe: Recipe, root: Path, pool: Pool | None = None) -> tuple[Path, 
         shutil.rmtree(staging / "shards")
         (staging / "boot").unlink()
         shutil.rmtree(staging / "fitted", ignore_errors=True)
+        for transform in recipe.transforms:
+            for name, text in transform.files().items() if isinstance(transform, Published) else ():
+                write_atomic(staging / name, text)
         write_json(staging / MANIFEST, manifest.to_json())
         _publish(staging, final)
     return final, True

@@ -17,6 +17,7 @@ from framework.record.files import checksum
 from .rows import Rows
 from .transforms import Transform, field
 
+TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 
@@ -81,6 +82,9 @@ class Encode:
 
     field: str
     tokenizer: str
+
+    def files(self) -> dict[str, str]:
+        return {TOKENIZER: self.tokenizer}
 
     def __call__(self, rows: Rows) -> Rows:
         from tokenizers import Tokenizer

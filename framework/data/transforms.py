@@ -55,6 +55,14 @@ class Fingerprinted(Protocol):
         """Return a string that changes whenever its effect does."""
 
 
+@runtime_checkable
+class Published(Protocol):
+    """A transform that leaves files beside the dataset's, without which the rows cannot be understood."""
+
+    def files(self) -> Mapping[str, str]:
+        """Return texts by file name."""
+
+
 def field(rows: Rows, name: str) -> np.ndarray:
     """Return a field of the rows, or raise a `DataError` that names those there are."""
     if name not in rows:

@@ -15,7 +15,9 @@ from framework.errors import UserError
 from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 MODEL = "model.pt2"
 
@@ -25,7 +27,12 @@ class AotInductor:
     """Writes `model.pt2`, a package with compiled code for this kind of processor, batch axis dynamic.
 
     PyTorch's C++ runtime loads it (`AOTIModelPackageLoader`), and Python's (`torch._inductor.aoti_load_package`).
+
+    Args:
+        any_length: whether sequences of tokens may be of any length up to that of the training data.
     """
+
+    any_length: bool = False
 
     loader_source: ClassVar[str] = """
 def load(folder, threads):
@@ -42,7 +49,7 @@ def load(folder, threads):
     return predict
 """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch
         from torch._inductor.exc import InductorError
 
@@ -51,7 +58,7 @@ def load(folder, threads):
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             try:
-                program = export_program(model, example)
+                program = export_program(saved.model, example, any_length=self.any_length)
                 torch._inductor.aoti_compile_and_package(program, package_path=str((folder / MODEL).resolve()))
             except (InductorError, RuntimeError) as error:
                 raise UserError(

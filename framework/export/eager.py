@@ -13,7 +13,13 @@ from .targets import Predict
 
 @dataclass(frozen=True)
 class Eager:
-    """Runs a folder written by `framework.models.saved.save_model`; it writes nothing itself."""
+    """Runs a folder written by `framework.models.saved.save_model`; it writes nothing itself.
+
+    Args:
+        compiled: whether by `torch.compile`.
+    """
+
+    compiled: bool = False
 
     def load(self, folder: Path, threads: int) -> Predict:
         import torch
@@ -22,6 +28,8 @@ class Eager:
 
         torch.set_num_threads(threads)
         model = load_model(folder).model
+        if self.compiled:
+            model.compile(dynamic=True)
 
         @torch.inference_mode()
         def predict(arrays: Sequence[npt.NDArray]) -> npt.NDArray:

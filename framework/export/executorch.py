@@ -17,7 +17,9 @@ from framework.errors import UserError
 from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 MODEL = "model.pte"
 
@@ -42,7 +44,7 @@ def load(folder, threads):
     return lambda arrays: method.execute([torch.from_numpy(a) for a in arrays])[0].float().numpy().copy()
 """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -53,7 +55,7 @@ def load(folder, threads):
             warnings.simplefilter("ignore")
             try:
                 full = [x.repeat(self.largest_batch, *[1] * (x.dim() - 1))[: self.largest_batch] for x in example]
-                program = export_program(model, full, self.largest_batch)  # its memory is planned by the example
+                program = export_program(saved.model, full, self.largest_batch)  # its memory is planned by the example
                 lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
                 content = lowered.to_executorch().buffer
             except Exception as error:

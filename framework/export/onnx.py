@@ -14,7 +14,9 @@ from framework.errors import UserError
 from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 MODEL = "model.onnx"
 
@@ -25,9 +27,11 @@ class Onnx:
 
     Args:
         opset: version of ONNX's operator set.
+        any_length: whether sequences of tokens may be of any length up to that of the training data.
     """
 
     opset: int = 20
+    any_length: bool = False
 
     loader_source: ClassVar[str] = """
 def load(folder, threads):
@@ -40,12 +44,12 @@ def load(folder, threads):
     return lambda arrays: session.run(None, dict(zip(names, arrays)))[0]
 """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch
 
         from framework.models.saved import export_program
 
-        program = export_program(model, example)
+        program = export_program(saved.model, example, any_length=self.any_length)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in ("onnxscript", "torch.onnx", "onnx_ir"):

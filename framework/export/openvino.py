@@ -20,7 +20,9 @@ from .onnx import Onnx
 from .targets import Predict, innermost_reason
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 MODEL = "model.xml"
 
@@ -31,9 +33,11 @@ class OpenVino:
 
     Args:
         half: store weights as float16 (OpenVINO computes in what the processor does best all the same).
+        any_length: whether sequences of tokens may be of any length up to that of the training data.
     """
 
     half: bool = False
+    any_length: bool = False
 
     loader_source: ClassVar[str] = """
 def load(folder, threads):
@@ -44,7 +48,7 @@ def load(folder, threads):
     return lambda arrays: compiled(list(arrays))[0]
 """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it reports what is converted
         import openvino
 
@@ -54,20 +58,20 @@ def load(folder, threads):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                converted = openvino.convert_model(export_program(model, example))
+                converted = openvino.convert_model(export_program(saved.model, example, any_length=self.any_length))
             except openvino.frontend.OpConversionFailure:  # operators of quantised graphs, which it knows from ONNX
-                converted = self._by_onnx(model, example, inputs)
+                converted = self._by_onnx(saved, example, inputs)
             except RuntimeError as error:
                 raise UserError(f"export.openvino: it cannot be converted: {innermost_reason(error)}") from error
         for given, name in zip(converted.inputs, inputs, strict=True):
             given.get_tensor().set_names({name})
         openvino.save_model(converted, folder / MODEL, compress_to_fp16=self.half)
 
-    def _by_onnx(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str]) -> Any:
+    def _by_onnx(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str]) -> Any:
         import openvino
 
         with tempfile.TemporaryDirectory() as place:
-            Onnx().export(model, example, inputs, Path(place))
+            Onnx(any_length=self.any_length).export(saved, example, inputs, Path(place))
             try:
                 return openvino.convert_model(Path(place) / ONNX_MODEL)
             except RuntimeError as error:

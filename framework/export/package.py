@@ -1,9 +1,10 @@
 """What lies beside an exported model, so that a stranger can serve it: signature, examples, card, checksums, a program.
 
 signature.json   names, dtypes and shapes; what is done before and after as data; provenance
+tokenizer.json   of data that was tokenised
 examples.npz     a dozen rows of the test split, raw and prepared, with the outputs of the model it was made from
 predict.py       runs it with its runtime and NumPy alone; without arguments it checks itself on the examples
-    serve.py         serves it over HTTP, with LitServe
+serve.py         serves it over HTTP, with LitServe
 model_card.md    data, metrics, how it was compressed, what it was not tested for
 checksums.txt    of all the others, as `sha256sum -c` reads them
 """

@@ -73,6 +73,10 @@ class RuntimeProcess:
         """Return the milliseconds of each call on a batch of inputs."""
         return self._ask({"do": "time", "inputs": self._put(arrays), "seconds": seconds})["latencies_ms"]
 
+    def peak_memory(self, arrays: Sequence[npt.NDArray]) -> float:
+        """Run a batch; return the most memory, in bytes, that the process has had: Python, the runtime, the model."""
+        return float(self._ask({"do": "memory", "inputs": self._put(arrays)})["bytes"])
+
     def _put(self, arrays: Sequence[npt.NDArray]) -> str:
         file = Path(self._scratch.name) / "inputs.npz"
         np.savez(file, *arrays)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 Predict = Callable[[Sequence[npt.NDArray]], npt.NDArray]
 
@@ -26,6 +28,20 @@ def innermost_reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+@runtime_checkable
+class Layout(Protocol):
+    """A folder that a server or a cluster takes as it is, made of a verified package.
+
+    Attributes:
+        of: the target whose package it is made of.
+    """
+
+    of: str
+
+    def write(self, package: Path, name: str, folder: Path) -> None:
+        """Write the layout below an empty folder; `name` is the experiment's."""
+
+
 class ExportTarget(Protocol):
     """A format that a model is written in, and the runtime that runs it.
 
@@ -33,12 +49,12 @@ class ExportTarget(Protocol):
     what the method does with NumPy and the runtime alone; the package then has a `predict.py`.
     """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         """Write the model below `folder`, for any batch size.
 
         Args:
-            model: in evaluation mode, on the CPU; possibly a captured graph (`torch.fx.GraphModule`).
-            example: its inputs, with a batch of at least 2.
+            saved: the model, in evaluation mode, on the CPU; possibly a captured graph (`SavedModel.is_program`).
+            example: its inputs, contiguous, with a batch of at least 2.
             inputs: the inputs' names.
             folder: an empty folder.
 

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from .targets import Predict
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from framework.models.saved import SavedModel
 
 MODEL = "model.pt2"
 
@@ -23,7 +25,12 @@ class TorchExport:
 
     `torch.export.load` reads it with PyTorch alone; a quantised model wants `torch.ao.quantization.fx._decomposed`
     imported before.
+
+    Args:
+        any_length: whether sequences of tokens may be of any length up to that of the training data.
     """
+
+    any_length: bool = False
 
     loader_source: ClassVar[str] = """
 def load(folder, threads):
@@ -40,12 +47,12 @@ def load(folder, threads):
     return predict
 """
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
         import torch
 
         from framework.models.saved import export_program
 
-        torch.export.save(export_program(model, example), folder / MODEL)
+        torch.export.save(export_program(saved.model, example, any_length=self.any_length), folder / MODEL)
 
     def load(self, folder: Path, threads: int) -> Predict:
         import torch

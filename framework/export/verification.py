@@ -12,6 +12,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from framework.data.batch_transforms import Batch
+from framework.errors import UserError
 from framework.models.saved import SavedModel
 from framework.training.module import scalars
 from framework.training.tasks import Task, forward
@@ -111,7 +112,7 @@ class _Tally:
 
 def compare(
     bench: Workbench, model: nn.Module, processes: Mapping[str, RuntimeProcess]
-) -> tuple[dict[str, float], dict[str, Comparison]]:
+) -> tuple[dict[str, float], dict[str, Comparison], dict[str, str]]:
     """Run a model and its exports on the whole test split.
 
     Args:
@@ -120,18 +121,23 @@ def compare(
         processes: the exports, by name.
 
     Returns:
-        the model's own metrics by plain name, and a comparison for each export.
+        the model's own metrics by plain name, a comparison for each export, and what went wrong where none was
+        possible.
     """
     task = bench.task
-    own, tallies = task.metrics(), {name: _Tally(task) for name in processes}
+    own, tallies, refused = task.metrics(), {name: _Tally(task) for name in processes}, dict[str, str]()
     for batch in bench.eval_loader("test"):
         inputs = model_inputs(task.inputs, batch)
         with torch.inference_mode():
             expected = forward(model, task, batch).float()
             task.update(own, expected, batch)
-            for name, process in processes.items():
-                tallies[name].add(torch.from_numpy(process.run(inputs)), expected, batch)
-    return _plain(own), {name: tally.comparison() for name, tally in tallies.items()}
+            for name, tally in list(tallies.items()):
+                try:
+                    tally.add(torch.from_numpy(processes[name].run(inputs)), expected, batch)
+                except UserError as error:
+                    refused[name] = str(error)
+                    del tallies[name]
+    return _plain(own), {name: tally.comparison() for name, tally in tallies.items()}, refused
 
 
 def model_inputs(names: Sequence[str], batch: Batch, rows: int | None = None) -> list[npt.NDArray]:

@@ -31,7 +31,7 @@ class GPT(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.context = context
+        self.context, self.heads = context, heads
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio * width, causal=True, dropout=dropout) for _ in range(depth)
@@ -52,6 +52,31 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation)
         return F.linear(self.norm(x), self.embedding.weight)
+
+    def decode(self, tokens: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Go on with a text whose earlier positions are known by their keys and values.
+
+        Args:
+            tokens: what is new, [batch, time]: the prompt at first, then one token at a time.
+            keys, values: of what came before, each [depth, batch, heads, past, head width]; `empty_cache` at first.
+
+        Returns:
+            logits of the new positions, [batch, time, vocabulary], and the keys and values of all.
+        """
+        past, time = keys.shape[3], tokens.shape[1]
+        rotation = (self.cos[past : past + time], self.sin[past : past + time])
+        x = self.embedding(tokens)
+        found = []
+        for i, block in enumerate(self.blocks):
+            x, k, v = block.extend(x, rotation, keys[i], values[i])
+            found.append((k, v))
+        keys, values = (torch.stack(each) for each in zip(*found, strict=True))
+        return F.linear(self.norm(x), self.embedding.weight), keys, values
+
+    def empty_cache(self, batch: int, past: int = 0) -> Tensor:
+        """Return keys (or values) of `past` positions, all zero, [depth, batch, heads, past, head width]."""
+        width = self.blocks[0].attention.head_width
+        return self.embedding.weight.new_zeros(len(self.blocks), batch, self.heads, past, width)
 
     def tensor_parallel_plan(self) -> dict[str, str]:
         """Return how layers are cut when several processes share their work."""

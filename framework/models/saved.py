@@ -98,17 +98,29 @@ def load_model(folder: Path) -> SavedModel:
 
 
 def export_program(
-    model: nn.Module, example: Sequence[Tensor], largest_batch: int = 65_536
+    model: nn.Module, example: Sequence[Tensor], largest_batch: int = 65_536, any_length: bool = False
 ) -> torch.export.ExportedProgram:
-    """Capture a model with a batch axis of any size up to a limit. `example` needs a batch of at least 2.
+    """Capture a model with a batch axis of any size up to a limit.
+
+    Args:
+        model: in evaluation mode, or a captured graph.
+        example: its inputs, contiguous, with a batch of at least 2.
+        largest_batch: the limit.
+        any_length: whether the second axis of sequences of whole numbers (tokens) may be shorter than the example's.
 
     Raises:
         UserError: when its flow depends on values; the message has the line of code.
     """
     batch = torch.export.Dim("batch", min=1, max=largest_batch)
     module = model if isinstance(model, torch.fx.GraphModule) else model.eval()
+    if any_length and isinstance(model, torch.fx.GraphModule):
+        raise UserError("a captured graph takes inputs of one length only: any_length goes with no pass that makes one")
     kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
-    shapes: Any = tuple({0: batch} for _ in example)
+    axes = [{0: batch} for _ in example]
+    for given, wanted in zip(axes, example, strict=True):
+        if any_length and is_sequence(wanted):
+            given[1] = torch.export.Dim("length", min=1, max=wanted.shape[1])
+    shapes: Any = tuple(axes)
     if inspect.Parameter.VAR_POSITIONAL in kinds[:1]:
         shapes = (shapes,)
     try:
@@ -120,6 +132,11 @@ def export_program(
             f"the model cannot be captured as a graph{_line_of(error)}: {reason}\nUse operations on tensors "
             "(torch.where, masks) where Python decides by their values, and sizes that follow the batch"
         ) from error
+
+
+def is_sequence(x: Tensor) -> bool:
+    """Return whether an input is a batch of sequences of whole numbers, such as tokens."""
+    return x.dim() > 1 and not x.is_floating_point()
 
 
 def _line_of(error: BaseException) -> str:

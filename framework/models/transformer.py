@@ -25,6 +25,31 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
+        q, k, v = self._project(x, rotation)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def attend(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to earlier positions as well.
+
+        Args:
+            x: new positions, [batch, time, width].
+            rotation: cosines and sines of their places.
+            keys, values: of the earlier positions, each [batch, heads, past, head width].
+
+        Returns:
+            what `forward` would give for the new positions, and the keys and values of all.
+        """
+        q, k, v = self._project(x, rotation)
+        k, v = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+        past, time = keys.shape[2], x.shape[1]
+        seen = torch.arange(past + time)[None] <= torch.arange(time)[:, None] + past  # [time, past + time]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.out(y.transpose(1, 2).flatten(2)), k, v
+
+    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         batch, time, _ = x.shape
         qkv = self.query_key_value(x).view(
             batch, time, -1, 3, self.head_width
@@ -32,8 +57,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each [batch, heads, time, head width]
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return q, k, v
 
 
 class Block(nn.Module):
@@ -56,7 +80,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:  # [batch, time, width]
         x = x + self.dropout(self.attention(self.norm_attention(x), rotation))
-        return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))))
+        return x + self.dropout(self._mlp(x))
+
+    def extend(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what `forward` does for positions that follow others; see `Attention.attend`. Not for training."""
+        attended, keys, values = self.attention.attend(self.norm_attention(x), rotation, keys, values)
+        x = x + attended
+        return x + self._mlp(x), keys, values
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x))))
 
 
 BLOCK_PLAN = {"attention.query_key_value": "columns", "attention.out": "rows", "mlp_in": "columns", "mlp_out": "rows"}

@@ -31,6 +31,17 @@ def say(message: str) -> None:
     LOGGER.info(message)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show and log no lines, for work that is done many times over."""
+    before = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
+
+
 _handlers: list[list[logging.Handler]] = []
 
 

@@ -40,8 +40,11 @@ def model_rows(record: RunRecord) -> list[dict[str, Any]]:
                 "bytes": m.get("eager/bytes"),
                 "metric": m.get(f"test/{metric}"),
                 **timing("eager"),
+                "memory": m.get("eager/peak_memory_bytes"),
             }
         )
+    if "compiled/latency_ms_b1" in m:
+        rows.append({"model": "trained, compiled", **timing("compiled")})
     if passes:
         last = f"compress/{passes[-1]}"
         rows.append(
@@ -60,6 +63,7 @@ def model_rows(record: RunRecord) -> list[dict[str, Any]]:
                 "bytes": m.get(f"{prefix}/bytes"),
                 "metric": m.get(f"{prefix}/{metric}"),
                 **timing(prefix),
+                "memory": m.get(f"{prefix}/peak_memory_bytes"),
                 "agreement": m.get(f"{prefix}/agreement"),
                 "difference": m.get(f"{prefix}/max_difference"),
             }
@@ -79,6 +83,7 @@ def model_columns(record: RunRecord, rows: list[dict[str, Any]]) -> dict[str, Co
     for n in sizes:
         columns[f"latency_b{n}"] = Column(f"ms b{n}", lambda v: f"{v:.3f}")
         columns[f"speedup_b{n}"] = Column("faster", lambda v: f"{v:.1f}x")
+    columns["memory"] = Column("memory", bytes_text)
     columns["agreement"] = Column("agree", lambda v: f"{v:.2%}")
     columns["difference"] = Column("max diff", lambda v: f"{v:.1e}")
     return {key: c for key, c in columns.items() if any(key in row for row in rows)}

@@ -79,6 +79,38 @@ def plot_models(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     return figure
 
 
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+    """Draw what the metric loses when a pass works on one layer alone, a bar for each layer and pass."""
+    figure = new_figure(7, 0.9 + 0.22 * len(rows))
+    axes = figure.subplots()
+    names = [f"{row['layer']} ({row['pass']})" for row in rows]
+    axes.barh(names[::-1], [row["lost"] for row in rows][::-1], color=_ORANGE)
+    axes.set(title="one layer compressed alone, nothing trained", xlabel=f"{metric} lost on the validation split")
+    axes.tick_params(axis="y", labelsize=8)
+    _tidy(axes)
+    return figure
+
+
+def plot_trials(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+    """Draw the chains that a search has tried, by latency and metric; those within the budget are filled."""
+    figure = new_figure(6.5, 3.6)
+    axes = figure.subplots()
+    chains: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts = [row[key] for key in ("shrink", "quantise") if row[key] != "none"]
+        chains.setdefault(" + ".join(parts) or "as trained", []).append(row)
+    for i, (chain, tried) in enumerate(chains.items()):
+        for kept in (True, False):
+            points = [(row["latency_ms"], row[metric]) for row in tried if row["kept"] is kept]
+            face = {"facecolor": f"C{i}" if kept else "none", "edgecolor": f"C{i}"}
+            axes.scatter(*zip(*points or [(float("nan"), float("nan"))], strict=True), **face, s=30)
+        axes.plot([], [], "o", color=f"C{i}", label=chain)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(title="chains tried; filled: within the budget", xlabel="ms", ylabel=metric, xscale="log")
+    _tidy(axes)
+    return figure
+
+
 def _tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

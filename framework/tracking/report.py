@@ -17,7 +17,7 @@ from framework.record.summary import model_columns, model_rows
 from .csv import FILE as METRICS_FILE
 from .csv import read_curves
 from .html import render_page
-from .plots import as_png, as_svg, plot_confusion, plot_curves, plot_models
+from .plots import as_png, as_svg, plot_confusion, plot_curves, plot_models, plot_sensitivity, plot_trials
 
 REPORT = "report.html"
 COMPRESS_COLUMNS = {
@@ -56,6 +56,10 @@ def _draw(experiment: Experiment) -> dict[str, Any]:
     rows = model_rows(record)
     if sum("latency_b1" in row for row in rows) > 1:
         pictures["models"] = plot_models(rows, metric)
+    if sensitivity := record["tables"].get("sensitivity"):
+        pictures["sensitivity"] = plot_sensitivity(sensitivity, metric)
+    if trials := [row for row in record["tables"].get("auto", []) if "latency_ms" in row]:
+        pictures["auto"] = plot_trials(trials, f"val/{metric}")
     return pictures
 
 

@@ -96,7 +96,7 @@ class Workbench:
     def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
         """Return model inputs made of the first rows of the train split."""
         batch = self.eval_loader("train").rows(0, rows)
-        return tuple(batch[name] for name in self.task.inputs)
+        return tuple(batch[name].contiguous() for name in self.task.inputs)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:

@@ -5,6 +5,7 @@ import torch
 
 from framework.compress.passes import size_of_model
 from framework.compress.structured_pruning import StructuredPruning
+from framework.config.check import check
 from framework.errors import UserError
 from framework.models.cnn import CNN
 from framework.models.saved import load_model
@@ -172,9 +173,37 @@ def test_qat_and_bfloat16_and_dynamic_int8_leave_models_that_load(small: Compose
 
 
 def test_a_pass_after_one_that_makes_a_graph_is_refused_before_anything_runs(small: Compose) -> None:
-    from framework.config.check import check
-
     for chain in ("[static_int8,structured_pruning]", "[qat_int8,distillation]", "[bfloat16,weight_int8]"):
         found = [str(f) for f in check(small(f"compress={chain}"))]
         assert any("needs to be the last of `compress`" in f for f in found), found
     assert any("dynamic_int8" in str(f) for f in check(small("compress=dynamic_int8", "export=onnx")))
+
+
+@pytest.mark.integration
+def test_a_search_keeps_the_fastest_chain_that_loses_little(small: Compose, trained: RunRecord) -> None:
+    options = ["stages=[compress,export]", f"from_run={trained.folder}", "compress=auto", "export=onnx"]
+    search = ["compress.auto.trials=4", "compress.auto.finetune=0.5", "compress.auto.max_drop=0.02"]
+    record = run(small(*options, *search))
+    tried = record["tables"]["auto"]
+    assert len(tried) == 4
+    assert (tried[0]["shrink"], tried[0]["quantise"], tried[0]["kept"]) == ("none", "none", True)
+    within = [row for row in tried if row.get("kept")]
+    assert all(tried[0]["val/accuracy"] - row["val/accuracy"] <= 0.02 for row in within)
+    fastest = min(within, key=lambda row: row["latency_ms"])
+    assert record["tables"]["compress"][-1]["val/accuracy"] == pytest.approx(fastest["val/accuracy"], abs=1e-6)
+    assert record["verified"]
+    with pytest.raises(UserError, match=r"auto\.quantise: int2 is none of none, static_int8"):
+        run(small(*options, "compress.auto.quantise=[int2]"))
+    assert any("compress.auto: does not work with `export`" in str(f) for f in check(small("compress=auto")))
+
+
+def test_sensitivity_has_a_row_for_each_layer_that_a_pass_can_work_on(small: Compose, trained: RunRecord) -> None:
+    options = ["stages=[compress,report]", f"from_run={trained.folder}", "compress=[structured_pruning,static_int8]"]
+    record = run(small(*options, "measure.sensitivity=true", "compress.structured_pruning.finetune=0"))
+    rows = record["tables"]["sensitivity"]
+    assert {row["pass"] for row in rows} == {"structured_pruning"}
+    model = load_model(trained.folder / "model" / "trained").model
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [row["layer"] for row in rows] == convolutions
+    assert all(row["bytes_saved"] > 0 for row in rows)
+    assert "one layer compressed alone" in (record.folder / "report.html").read_text()

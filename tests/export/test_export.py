@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -22,6 +22,7 @@ from framework.export.process import RuntimeProcess
 from framework.export.torch_export import TorchExport
 from framework.export.verification import FLOAT32, INT8, Comparison
 from framework.models.cnn import CNN
+from framework.models.saved import SavedModel
 from framework.record.run import RunRecord
 from framework.runner import run
 from tests.conftest import Compose
@@ -33,11 +34,12 @@ class Altered(TorchExport):
 
     amount: float = 0.5
 
-    def export(self, model: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+        bias: Tensor = saved.model.get_parameter("head.bias")
         with torch.no_grad():
-            model.head.bias[3] += self.amount
-            super().export(model, example, inputs, folder)
-            model.head.bias[3] -= self.amount
+            bias[3] += self.amount
+            super().export(saved, example, inputs, folder)
+            bias[3] -= self.amount
 
 
 class Dying:
@@ -46,6 +48,18 @@ class Dying:
     def load(self, folder: Path, threads: int) -> None:
         print("out of luck", file=sys.stderr, flush=True)
         os._exit(7)
+
+
+class DyingLater(TorchExport):
+    """A runtime that works, and then takes its process with it."""
+
+    def load(self, folder: Path, threads: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+        predict, calls = super().load(folder, threads), iter(range(2))
+
+        def dies(arrays: Sequence[np.ndarray]) -> np.ndarray:
+            return predict(arrays) if next(calls, None) is not None else os._exit(7)
+
+        return dies
 
 
 @pytest.fixture
@@ -80,6 +94,35 @@ def test_an_export_that_is_another_model_fails_and_says_by_how_much(small: Compo
     assert run(small(*options, "measure.on_mismatch=warn"))["verified"] is False
 
 
+class Refusing(TorchExport):
+    """A target that meets an operator it does not have."""
+
+    def export(self, saved: SavedModel, example: Sequence[Tensor], inputs: Sequence[str], folder: Path) -> None:
+        raise UserError("no kernel for aten::pink")
+
+
+@pytest.mark.integration
+def test_targets_that_fail_leave_the_others_as_they_are(small: Compose, trained: RunRecord) -> None:
+    here = "tests.export.test_export"
+    options = ["stages=[export]", f"from_run={trained.folder}", "export=[torch_export]", "measure.compiled=true"]
+    bad = [f"+export.refusing._target_={here}.Refusing", f"+export.altered._target_={here}.Altered"]
+    config = small(*options, *bad, f"+export.dying._target_={here}.DyingLater", f"run_dir={trained.folder}-export")
+    with pytest.raises(UserError) as caught:
+        run(config)
+    said = str(caught.value)
+    assert "export.refusing: no kernel for aten::pink" in said
+    assert "export.altered: it is not the model it was made from" in said
+    assert "export.dying: its runtime ended with code 7" in said
+    record = RunRecord(Path(f"{trained.folder}-export"))
+    assert [name for name in record.artifacts if name.startswith("export/")] == ["export/torch_export"]
+    m = record.metrics
+    assert m["export/torch_export/latency_p99_ms_b1"] >= m["export/torch_export/latency_p90_ms_b1"] > 0
+    assert m["export/torch_export/rows_per_s_b32"] > 0
+    assert m["compiled/speedup_b1"] > 0
+    assert 50e6 < m["eager/peak_memory_bytes"] < 2e9
+    assert verify_package(record.folder / "export" / "torch_export")
+
+
 def test_a_runtime_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     node = {"_target_": "framework.export.onnx.Onnx"}
@@ -95,7 +138,7 @@ def test_a_runtime_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None
 
 def test_any_batch_size_goes_through_an_export(tmp_path: Path) -> None:
     model = CNN(1, 10, (4,)).eval()
-    TorchExport().export(model, (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)
+    TorchExport().export(SavedModel(model, {}), (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)
     with RuntimeProcess("x", {"_target_": "framework.export.torch_export.TorchExport"}, tmp_path, 1) as process:
         for rows in (1, 2, 33):
             x = np.random.default_rng(0).normal(size=(rows, 1, 8, 8)).astype(np.float32)
@@ -207,4 +250,4 @@ class Branching(nn.Module):
 
 def test_a_model_that_cannot_be_captured_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be captured as a graph, by `if x.sum\(\) > 0:` \(.*test_export\.py"):
-        TorchExport().export(Branching(), (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)
+        TorchExport().export(SavedModel(Branching(), {}), (torch.zeros(2, 1, 8, 8),), ["image"], tmp_path)

@@ -51,6 +51,17 @@ def test_the_gpt_sees_no_future() -> None:
     assert not torch.allclose(model(TOKENS)[:, 10:], model(changed)[:, 10:], atol=1e-3)
 
 
+def test_reading_on_with_a_cache_gives_what_reading_the_whole_window_gives() -> None:
+    model = GPT(32, 16, width=16, depth=2).eval()
+    keys = values = model.empty_cache(2)
+    found = []
+    for new in (TOKENS[:, :6], TOKENS[:, 6:7], TOKENS[:, 7:12], *TOKENS[:, 12:].split(1, dim=1)):
+        logits, keys, values = model.decode(new, keys, values)
+        found.append(logits)
+    assert torch.allclose(torch.cat(found, dim=1), model(TOKENS), atol=1e-5)
+    assert keys.shape == values.shape == model.empty_cache(2, 16).shape
+
+
 def test_a_saved_model_comes_back_with_tied_weights_and_refuses_others(tmp_path: Path) -> None:
     node = {"_target_": "framework.models.gpt.GPT", "vocabulary": 32, "context": 16, "width": 16, "depth": 1}
     model = GPT(32, 16, width=16, depth=1).eval()
