@@ -1,4 +1,4 @@
-"""`python -m framework`: check a config; list, compare and repeat runs; look after datasets."""
+"""`python -m framework`: check a config; list, compare and repeat runs; look after datasets, packages and jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from framework.config.compose import compose_experiment
 from framework.data.command import add_parser as add_data_parser
-from framework.errors import EXIT_DONE, UserError
+from framework.errors import EXIT_DONE, Ended, UserError
+from framework.launch.command import add_parser as add_jobs_parser
 from framework.record import catalogue
 from framework.record.console import aligned, duration_text, report_failure
 from framework.record.run import RunRecord
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.command(arguments)
     except BrokenPipeError:
         return EXIT_DONE
+    except Ended as ended:
+        return ended.code
     except (Exception, KeyboardInterrupt) as error:
         return report_failure(error)
     return EXIT_DONE
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     repeating.add_argument("run", help="a run")
     repeating.set_defaults(command=rerun_run)
     add_data_parser(commands)
+    add_jobs_parser(commands)
 
     packages = commands.add_parser("package", help="look after exported models")
     verbs = packages.add_subparsers(required=True, metavar="ACTION")

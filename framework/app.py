@@ -6,19 +6,25 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from framework.config.check import require_sound
+from framework.config.components import as_plain
 from framework.config.compose import CONFIG_NAME, command_line_loader, config_dir_of, inherit_overrides
 from framework.config.explain import explain
+from framework.config.machine import assume_nodes
 from framework.config.origins import Origins
 from framework.config.plugins import CONF, register
 from framework.errors import EXIT_DONE, Ended, Preempted, UserError
 from framework.record.catalogue import main_metric
 from framework.record.console import report_failure
+
+if TYPE_CHECKING:
+    from framework.launch.cluster import ClusterLauncher
 
 
 def main() -> None:
@@ -74,6 +80,10 @@ def _experiment(config: DictConfig) -> float | None:
         return _check_and_run(
             config, overrides, Origins(GlobalHydra.instance().config_loader(), CONFIG_NAME, overrides)
         )
+    except Ended as ended:
+        if own.mode is RunMode.RUN:
+            sys.exit(ended.code)
+        raise
     except Exception as error:
         code = report_failure(error)
         if own.mode is RunMode.RUN or isinstance(error, Preempted):  # a stop means all of a sweep
@@ -83,7 +93,7 @@ def _experiment(config: DictConfig) -> float | None:
 
 def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -> float | None:
     """Run an experiment; returns its main metric, for sweepers of others."""
-    mode = config.check.lower()
+    mode, launcher = config.check.lower(), _launcher(config)
     if mode != "false":
         require_sound(config, origins)
     if mode == "shapes":
@@ -92,9 +102,32 @@ def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -
         print(describe_shapes(config))
     elif mode == "true":
         print("the config is sound")
+    elif launcher is not None:
+        from framework.launch.submission import submit_experiment
+
+        submit_experiment(config, overrides, launcher, _launcher_node())
+    elif config.dry_run:
+        print("the config is sound; it would run in this process (dry_run)")
     else:
         from framework.runner import run
 
         found = main_metric(run(config, overrides))
         return found[1] if found else None
     return None
+
+
+def _launcher_node() -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return as_plain(HydraConfig.get().launcher)
+
+
+def _launcher(config: DictConfig) -> ClusterLauncher | None:
+    """Return the launcher, where it is one that sends the experiment to a cluster, and tell the config of it."""
+    from framework.launch.cluster import cluster_launcher
+
+    launcher = cluster_launcher(_launcher_node())
+    if launcher is not None:
+        config.strategy.num_nodes = launcher.nodes
+        assume_nodes(launcher.nodes, launcher.gpus_per_node)
+    return launcher

@@ -36,10 +36,21 @@ from framework.training.workbench import Workbench  # noqa: E402
 MODELS = {
     "cnn": ("recipe=digits",),
     "vit": ("recipe=digits", "model=vit", "optimizer.lr=2e-3", "trainer.max_epochs=20"),
-    "gpt": ("recipe=stdlib_gpt", "trainer.max_steps=300", "task.sample_length=0"),
+    "gpt": (
+        "recipe=stdlib_gpt",
+        "trainer.max_steps=300",
+        "task.sample_length=0",
+        "data.source.max_files=250",
+        "data.split.fractions={train: 0.9, val: 0.05, test: 0.05}",
+    ),
 }
+TARGETS = ["onnx", "openvino", "torch_export", "aot_inductor", "executorch", "safetensors"]
 PEERS = HOME / ".venv-peers-compress"
-CHAINS = {"cnn": ("[structured_pruning,static_int8]", "[structured_pruning,distillation]")}
+CHAINS = {
+    "cnn": ("[structured_pruning,static_int8]", "[structured_pruning,distillation]"),
+    "vit": ("[structured_pruning,static_int8]", "[structured_pruning,low_rank_factorisation]"),
+    "gpt": ("[structured_pruning,weight_int8]",),
+}
 
 
 def sweep(model: str, passes: list[str], targets: list[str], work: Path) -> list[dict[str, str]]:
@@ -126,8 +137,10 @@ def main() -> None:
         options = {group: list_options(loader, group) for group in ("compress", "export")}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--passes", nargs="+", default=sorted(options["compress"], key=lambda p: (p != "none", p)))
-    parser.add_argument("--targets", nargs="+", default=[o for o in options["export"] if o != "none"])
+    parser.add_argument(
+        "--passes", nargs="+", default=sorted({*options["compress"]} - {"auto"}, key=lambda p: (p != "none", p))
+    )
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=options["export"])
     parser.add_argument("--peers", action="store_true", help="only int8 beside other quantisers")
     arguments = parser.parse_args()
     if arguments.peers:

@@ -89,7 +89,7 @@ def _fits_plain(value: object, name: str) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str)
     if name in _MAPPINGS:
         return isinstance(value, Mapping)
-    return True
+    return name != "Tensor"  # no plain value is one
 
 
 def _fits_generic(value: object, node: ast.Subscript) -> bool:

@@ -22,6 +22,7 @@ class Machine:
     gpus: int
     cpus: int
     compute_capability: float = 0.0
+    nodes: int = 1
 
     @property
     def accelerator(self) -> str:
@@ -29,9 +30,20 @@ class Machine:
         return "cuda" if self.gpus else "cpu"
 
 
+_assumed: list[Machine] = []
+
+
+def assume_nodes(nodes: int, gpus: int, compute_capability: float = 8.0) -> None:
+    """Have `this_machine` answer for nodes with that many GPUs each, to which what is checked will be sent."""
+    _assumed[:] = [Machine(gpus, cpu_count(), compute_capability if gpus else 0.0, nodes)]
+    this_machine.cache_clear()
+
+
 @cache
 def this_machine() -> Machine:
-    """Return the facts of the machine this process runs on."""
+    """Return the facts of the machine this process runs on, or of the one that is assumed."""
+    if _assumed:
+        return _assumed[0]
     devices = [p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(devices) if visible is None else min(len(devices), len([v for v in visible.split(",") if v.strip()]))

@@ -88,6 +88,12 @@ def devices_are_there(cfg: DictConfig) -> Iterator[Problem]:
     on_gpu = strategy.accelerator.value == "cuda" or (strategy.accelerator.value == "auto" and gpus)
     if on_gpu and strategy.devices > gpus:
         yield "strategy.devices", f"{strategy.devices} processes want a GPU each, and this machine has {gpus}"
+    if strategy.num_nodes > (nodes := this_machine().nodes):
+        yield (
+            "strategy.num_nodes",
+            f"{strategy.num_nodes} nodes are wanted, and there is {nodes}; a launcher gives more, as in "
+            f"hydra/launcher=slurm hydra.launcher.nodes={strategy.num_nodes}",
+        )
 
 
 def layers_divide(cfg: DictConfig) -> Iterator[Problem]:

@@ -280,6 +280,7 @@ class Config:
     resume: str | None = None
     outputs: str = "outputs"
     check: str = "before"
+    dry_run: bool = False
 
     data: DataConfig = field(default_factory=DataConfig)
     model: Node = field(default_factory=dict)

@@ -6,6 +6,8 @@
     reports.jsonl   validation metrics while it trains, a line each
     stop.json       why it was asked to stop
     log.txt         what it printed
+    start.json      which process works on it: one that is older may write no result
+    failures        how often a cluster has tried it again
     result.json     how it ended: the truth, which outranks what a scheduler says
 
 `python -m framework.launch.worker FOLDER` runs it.
@@ -31,9 +33,12 @@ from omegaconf import DictConfig, OmegaConf
 from framework.errors import UserError
 from framework.record.files import is_locked, write_atomic, write_json
 
-CONFIG, JOB, HANDLE, REPORTS, STOP, LOG, RESULT = (
-    "config.yaml", "job.json", "handle.json", "reports.jsonl", "stop.json", "log.txt", "result.json",
+CONFIG, JOB, HANDLE, REPORTS, STOP, LOG, RESULT, START, FAILURES = (
+    "config.yaml", "job.json", "handle.json", "reports.jsonl", "stop.json", "log.txt", "result.json", "start.json",
+    "failures",
 )  # fmt: skip
+START_VARIABLE = "FRAMEWORK_START"
+"""Names this start of a job among those that its scheduler makes."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some 50 ms a job less than OmegaConf's
 _LOCK, _LOCK_TRIES, _LOCK_WAIT_S = ".lock", 20, 0.05
 
@@ -126,7 +131,7 @@ class Job:
     def begin_again(self) -> None:
         """Make another attempt the valid one: results of earlier ones are no longer taken."""
         self.described |= {"attempt": secrets.token_hex(4), "attempts": self.attempts + 1}
-        for name in (RESULT, STOP, HANDLE):
+        for name in (RESULT, STOP, HANDLE, FAILURES):
             (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / JOB, self.described)
 
@@ -149,10 +154,33 @@ class Job:
         result = Result(**{**found, "status": Status(found["status"])})
         return result if result.attempt == self.attempt else None
 
-    def write_result(self, result: Result) -> None:
-        """Write down how an attempt ended, unless another one is the valid one by now."""
-        if Job(self.folder).attempt == result.attempt:
-            write_json(self.folder / RESULT, asdict(result))
+    def started(self) -> str:
+        """Take the job over for this process, from whoever had it; returns what `write_result` wants to be told."""
+        start = os.environ.get(START_VARIABLE) or secrets.token_hex(4)
+        write_json(self.folder / START, {"attempt": self.attempt, "start": start, "host": os.uname().nodename})
+        return start
+
+    def write_result(self, result: Result, start: str | None = None) -> None:
+        """Write down how an attempt ended, unless another one is the valid one by now.
+
+        A process that says by which `start` it works writes nothing once another has taken the job over: on a
+        cluster, those of a lost node may live on.
+        """
+        if Job(self.folder).attempt != result.attempt:
+            return
+        if start is not None and json.loads((self.folder / START).read_text(encoding="utf-8"))["start"] != start:
+            return
+        write_json(self.folder / RESULT, asdict(result))
+
+    def is_over(self) -> bool:
+        """Return whether the start that this process belongs to has written its result."""
+        try:
+            started = json.loads((self.folder / START).read_text(encoding="utf-8"))
+            ended = (self.folder / RESULT).stat().st_mtime_ns
+        except (OSError, json.JSONDecodeError):
+            return False
+        ours = started["start"] == os.environ.get(START_VARIABLE)
+        return ours and ended > (self.folder / START).stat().st_mtime_ns
 
     def ask_to_stop(self, status: Status, reason: str) -> None:
         """Write down why the job is to stop, before it is signalled."""

@@ -21,7 +21,8 @@ from framework.record.run import RunRecord
 
 from .jobs import REPORTS, Job, Result, Status
 
-RUNNER = "framework.runner"
+RUNNER, HELPER = "framework.runner", "framework.training.node"
+NODE_RANK = "FRAMEWORK_NODE_RANK"
 _STATUS = {EXIT_DONE: Status.completed, EXIT_PREEMPTED: Status.preempted, EXIT_USER: Status.mistaken}
 
 
@@ -50,8 +51,13 @@ class Reports:
 
 
 def run_job(folder: Path) -> int:
-    """Run a job in this process, and write down how it ended; returns the exit code."""
+    """Run a job in this process, and write down how it ended; returns the exit code.
+
+    On the further nodes of a job that has several, it starts what ranks the first node asks for.
+    """
     job = Job(folder)
+    if int(os.environ.get(NODE_RANK, "0")):
+        return import_module(HELPER).help_train(Path(job.config().run_dir), job.is_over)
     with job.lock():
         done = job.result()
         if done is not None and done.status.is_final:
@@ -69,6 +75,7 @@ def experiment(job: Job, config: DictConfig) -> tuple[str, Mapping[str, float]]:
 def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, float]]]) -> int:
     register()
     began, error, code, metrics = time.time(), None, EXIT_DONE, dict[str, float]()
+    start = job.started()
     config = job.config()
     run: str | None = config.get("run_dir")
     try:
@@ -81,7 +88,7 @@ def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, flo
         status, error = asked
         if run is not None:
             RunRecord(Path(run)).update(status=str(status), error=error)
-    job.write_result(Result(job.attempt, status, code, error, run, metrics, began, time.time()))
+    job.write_result(Result(job.attempt, status, code, error, run, metrics, began, time.time()), start)
     return code
 
 

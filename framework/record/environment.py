@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+SNAPSHOT_VARIABLE = "FRAMEWORK_SNAPSHOT"
+"""Names the folder of a job's code, where that is a copy made when it was submitted."""
+SNAPSHOT_FILE, SNAPSHOT_DIFF = ".snapshot.json", ".snapshot.diff"
 
 PACKAGES = [
     "torch",
@@ -44,7 +49,7 @@ def describe_environment() -> dict[str, Any]:
             "memory_bytes": _memory(),
             "gpus": _gpus(),
         },
-        "git": _git(),
+        "git": git_state(),
     }
 
 
@@ -55,8 +60,20 @@ def package_versions() -> Mapping[str, str]:
 
 
 def git_diff() -> str:
-    """Return the uncommitted changes of the working tree, or an empty string outside of git."""
+    """Return the uncommitted changes of the code that runs, or an empty string outside of git."""
+    if place := os.environ.get(SNAPSHOT_VARIABLE):
+        return Path(place, SNAPSHOT_DIFF).read_text(encoding="utf-8")
     return _run("git", "diff", "HEAD", "--no-color") or ""
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return commit of the code that runs, and whether it has changed since; None outside of git."""
+    if place := os.environ.get(SNAPSHOT_VARIABLE):
+        return json.loads(Path(place, SNAPSHOT_FILE).read_text(encoding="utf-8"))["git"]
+    commit = _run("git", "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit.strip(), "dirty": bool((_run("git", "status", "--porcelain") or "").strip())}
 
 
 def _version(package: str) -> str | None:
@@ -90,13 +107,6 @@ def _gpus() -> list[str]:
             if line.startswith("Model:"):
                 found.append(line.partition(":")[2].strip())
     return found
-
-
-def _git() -> dict[str, Any] | None:
-    commit = _run("git", "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return {"commit": commit.strip(), "dirty": bool((_run("git", "status", "--porcelain") or "").strip())}
 
 
 def _run(*command: str) -> str | None:

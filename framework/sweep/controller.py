@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -88,6 +88,7 @@ class Controller:
         prune_on: the metric and direction of which reports are handed to the search; None where nothing is pruned.
         rules: see `Rules`.
         constraints: bounds that the best trials keep.
+        notes: for every job.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class Controller:
         prune_on: Objective | None = None,
         rules: Rules = Rules(),
         constraints: Sequence[Constraint] = (),
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.sweep, self.search, self.backend, self.plan = sweep, search, backend, plan
         self.objectives, self.prune_on, self.rules, self.constraints = objectives, prune_on, rules, constraints
+        self.notes = dict(notes or {})
         self.trials: dict[int, Trial] = {}
         self.running: dict[int, Trial] = {}
         self.waiting: list[Trial] = []
@@ -162,6 +165,13 @@ class Controller:
                     self.backend.kill(trial.the_job())
                 raise
 
+    def write_all(self) -> list[Job]:
+        """Write down every point there is, for jobs that nobody watches; returns those whose job is not over."""
+        with self.sweep.controller() as self._name, self.sweep.lock():
+            while (suggestion := self.search.ask()) is not None:
+                self._write_down(suggestion)
+        return [trial.the_job() for trial in self.trials.values() if trial.state is State.open]
+
     # What runs next
 
     def _fill(self) -> None:
@@ -208,6 +218,7 @@ class Controller:
         except UserError as unsound:
             config, training, error = OmegaConf.create({}), None, str(unsound)
         notes = {
+            **self.notes,
             "number": number,
             "values": dict(values),
             "training": training,
@@ -416,7 +427,7 @@ class Controller:
         self.trials[trial.number] = trial
         job = trial.the_job()
         job.note(controller=self._name)
-        if job.result() is None and self.backend.phases([job]) == [Phase.running]:
+        if job.result() is None and self.backend.phases([job]) != [Phase.gone]:
             self.running[trial.number] = trial
             self._watcher.began(trial)
             return

@@ -18,10 +18,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from framework.config.components import as_plain
+from framework.config.machine import assume_nodes
 from framework.config.schema import TrainerConfig
 from framework.config.signatures import default_of
 from framework.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER, Ended, Preempted, UserError
 from framework.launch.backend import Backend
+from framework.launch.cluster import ClusterLauncher
 from framework.launch.foreign import LauncherBackend, run_named_job
 from framework.launch.hydra_launcher import LocalLauncher
 from framework.record.console import duration_text, say, start_logging, stop_logging
@@ -112,6 +114,8 @@ class HydraSweeper(Sweeper):
 
     seed = 0
     constraints: Sequence[Constraint] = ()
+    lists_points = False
+    """Whether all points are known before any result is."""
     tolerant = False
     """Whether trials that fail are all in a day's work."""
 
@@ -128,6 +132,9 @@ class HydraSweeper(Sweeper):
         loader = self.hydra_context.config_loader
         if self.config.run_dir:
             raise UserError("run_dir: is of one run; each trial of a sweep has its own")
+        if (cluster := self._cluster()) is not None:
+            assume_nodes(cluster.nodes, cluster.gpus_per_node)
+            arguments = [*arguments, f"strategy.num_nodes={cluster.nodes}"]
         space = read_space(arguments, self.space_in_yaml, self._given(), loader, self.seed)
         objectives, prune_on = self._aims(space)
         folder = self._folder()
@@ -150,7 +157,8 @@ class HydraSweeper(Sweeper):
         folder.describe(**begin, objectives=[{"metric": o.metric, "direction": o.direction} for o in sweep.objectives])
         OmegaConf.save(self.config, folder.path / "multirun.yaml")
         start_logging(folder.path / "log.txt")
-        backend = self._backend()
+        assert self.config is not None
+        backend = self._backend(sweep)
         try:
             say(f"sweep: {folder.path}{', going on' if again else ''}")
             controller = Controller(
@@ -162,7 +170,10 @@ class HydraSweeper(Sweeper):
                 sweep.prune_on,
                 self.rules,
                 self.constraints,
+                self._notes(),
             )
+            if (cluster := self._cluster()) is not None and (self.config.dry_run or not cluster.wait):
+                return self._let_go(sweep, controller)
 
             def write(status: str = "running", everything: bool = False) -> None:
                 self._write(sweep, controller, status, plan, everything)
@@ -191,10 +202,41 @@ class HydraSweeper(Sweeper):
             raise Ended(EXIT_USER if controller.only_mistakes else EXIT_FAILED)
         return completed
 
-    def _backend(self) -> Backend:
-        assert self.launcher is not None
+    def _cluster(self) -> ClusterLauncher | None:
+        return self.launcher if isinstance(self.launcher, ClusterLauncher) else None
+
+    def _notes(self) -> dict[str, Any]:
+        """Return what is written down of every job, so that `jobs` can look after it."""
+        assert self.config is not None
+        node = as_plain(self.config.hydra.launcher) if self._cluster() is not None else None
+        return {"title": self.config.name, "launcher": node}
+
+    def _let_go(self, sweep: Sweep, controller: Controller) -> int:
+        """Submit all trials as one array, or write what would be submitted, and leave them to the cluster."""
+        assert self.config is not None
+        if not self.lists_points:
+            raise UserError("hydra.launcher.wait: a search needs somebody who tells it what came out; leave it at true")
+        jobs, path = controller.write_all(), sweep.folder.path
+        assert isinstance(self.launcher, ClusterLauncher)
+        cluster = self.launcher.backend(self.n_jobs, Path(self.config.outputs).resolve())
+        if self.config.dry_run:
+            print(f"script  {cluster.write(jobs, path / 'jobs', self.n_jobs)}  (not submitted: dry_run)")
+        else:
+            cluster.submit_all(jobs, path / "jobs", self.n_jobs)
+            print(f"{len(jobs)} trials submitted, {self.n_jobs} at once; python -m framework jobs status {path}")
+            print("the same command without hydra.launcher.wait=false collects what came of them")
+        return len(jobs)
+
+    def _backend(self, sweep: Sweep) -> Backend:
+        assert self.launcher is not None and self.config is not None
         if isinstance(self.launcher, LocalLauncher):
             return self.launcher.backend(self.n_jobs)
+        if isinstance(self.launcher, ClusterLauncher):
+            backend = self.launcher.backend(self.n_jobs, Path(self.config.outputs).resolve(), retries=0)
+            backend.check(self.config.name, sweep.folder.path)
+            if sweep.total is not None:
+                print(f"cost    at most {self.launcher.cost(sweep.total)}")
+            return backend
         return LauncherBackend(self.launcher, self.n_jobs)
 
     def _given(self) -> dict[str, str]:

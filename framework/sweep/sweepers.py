@@ -12,6 +12,7 @@ from hydra.core.plugins import Plugins
 
 from framework.config.components import as_plain
 from framework.errors import UserError
+from framework.launch.cluster import SlurmLauncher
 from framework.launch.hydra_launcher import LocalLauncher
 from framework.record.console import say
 
@@ -25,6 +26,8 @@ _CHECKED_AT_MOST = 200
 
 class GridSweeper(HydraSweeper):
     """Every combination of the values given: `-m optimizer.lr=1e-3,1e-2 model=cnn,vit`."""
+
+    lists_points = True
 
     def search(self, sweep: Sweep) -> Search:
         """Return every combination."""
@@ -129,7 +132,7 @@ def register_sweepers() -> None:
     module = ModuleType("hydra_plugins.framework")
     sys.modules[module.__name__] = module
     vars(package)["framework"] = module
-    for plugin in (GridSweeper, OptunaSweeper, LocalLauncher):
+    for plugin in (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher):
         vars(module)[plugin.__name__] = plugin
         plugin.__module__ = module.__name__
         Plugins.instance().register(plugin)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
+from framework.config.world import world_size
+
 from .loop import Fitted, Job, train
 from .module import LogMetrics
 from .ranks import train_on_ranks
@@ -40,6 +42,6 @@ def fit(
         UserError: when the loss is not finite.
     """
     job = Job(what, length, learning_rate_scale, resume)
-    if bench.config.strategy.devices > 1:
+    if world_size(bench.config) > 1:
         return train_on_ranks(bench, model, folder, job, log)
     return train(bench, model, folder, job, log)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from framework.record.interrupts import INTERRUPTS
 from framework.record.run import RunRecord
 
 from .loop import Job, train
-from .ranks import heartbeat
+from .ranks import STEPS, heartbeat
 from .workbench import Workbench
 
 
@@ -61,9 +62,13 @@ def _train(run: Path, folder: Path, rank: int, pipe: int) -> None:
     def log(metrics: dict[str, float], step: int) -> None:
         os.write(pipe, (json.dumps({"metrics": metrics, "step": step}) + "\n").encode())
 
-    fitted = train(bench, model, folder, Job(**job), log, heartbeat(run / "ranks" / "steps", rank))
+    fitted = train(bench, model, folder, Job(**job), log, _heartbeat(run / "ranks"))
     if rank == 0:
         write_json(folder / ".result.json", asdict(fitted))
+
+
+def _heartbeat(ranks: Path) -> Callable[[int], None]:
+    return heartbeat(ranks / STEPS.format(node=os.environ["GROUP_RANK"]), int(os.environ["LOCAL_RANK"]))
 
 
 def _end_with(alive: int) -> None:

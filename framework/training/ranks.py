@@ -1,8 +1,10 @@
-"""Training on several ranks of this machine: starting their processes, watching them, and saying why one failed.
+"""Training on several ranks: starting their processes on this node, watching them, and saying why one failed.
 
 The process that holds the run record starts `python -m framework.training.rank` once for each rank. Rank 0 sends
 metrics through a pipe; each rank leaves `ranks/rank_<n>.txt` (its output) and, when it ends badly,
-`ranks/rank_<n>.json` (why). When one dies, the others are ended; the first cause is the one that is reported.
+`ranks/rank_<n>.json` (why). When one dies, the others are ended; the first cause is the one that is reported. On
+several nodes, each starts and watches its own ranks (`framework.training.node`); all of them see the run directory, and
+the process with the run record, which is on the first, gathers what they say.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -19,8 +22,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,46 @@ from .saving import load_best
 from .strategies import tensor_parallel_plan
 from .workbench import Workbench
 
+STEPS = "steps_{node}"
 POLL_S = 0.05
 LEAVE_S = 20.0  # for the others to end by themselves once one has failed
 KILL_S = 5.0
 STARTUP_S = 300.0  # more for the first step: imports, compilation, the first shards
+
+
+TEAM = "team.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this node is among those that train together.
+
+    Args:
+        nodes: how many there are.
+        node: which one this is, from 0.
+        head: the first one's address.
+        port: where ranks meet there; 0 for one that is free.
+    """
+
+    nodes: int = 1
+    node: int = 0
+    head: str = "127.0.0.1"
+    port: int = 0
+
+    @classmethod
+    def of_first(cls, nodes: int) -> Place:
+        """Return the place of the first of some nodes, as the scheduler tells it.
+
+        Raises:
+            UserError: when there is another number of nodes.
+        """
+        given = int(os.environ.get("FRAMEWORK_NODES", "1"))
+        if given != nodes:
+            raise UserError(
+                f"strategy.num_nodes: {nodes} nodes are wanted, and this job has {given}; a launcher gives them, as in "
+                f"hydra/launcher=slurm hydra.launcher.nodes={nodes}"
+            )
+        return cls(nodes, 0, os.environ.get("FRAMEWORK_HEAD", "127.0.0.1"))
 
 
 class RankFailed(Exception):
@@ -49,7 +88,7 @@ class RankFailed(Exception):
 
 
 def train_on_ranks(bench: Workbench, model: nn.Module, folder: Path, job: Job, log: LogMetrics) -> Fitted:
-    """Train a model on `strategy.devices` processes of this machine; on return it holds the best weights.
+    """Train a model on `strategy.devices` processes of each node; on return it holds the best weights.
 
     Raises:
         Preempted: when a signal to this process or to any rank asked to stop; the state is saved.
@@ -57,6 +96,7 @@ def train_on_ranks(bench: Workbench, model: nn.Module, folder: Path, job: Job, l
         RankFailed: anything else, with the traceback of the rank that failed first.
     """
     cfg = bench.config
+    place = Place.of_first(cfg.strategy.num_nodes)
     if cfg.strategy.tensor_parallel > 1:
         tensor_parallel_plan(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +111,12 @@ def train_on_ranks(bench: Workbench, model: nn.Module, folder: Path, job: Job, l
     try:
         with _pipe(log) as pipe, INTERRUPTS.deferred():
             team = Team(
-                cfg.strategy.devices, ranks, [str(bench.experiment.folder), str(folder)], pipe, cfg.trainer.hang_s
+                cfg.strategy.devices,
+                ranks,
+                [str(bench.experiment.folder), str(folder)],
+                pipe,
+                cfg.trainer.hang_s,
+                place,
             )
             with team:
                 team.watch()
@@ -88,7 +133,7 @@ def _threads(bench: Workbench) -> int:
 
 
 class Team:
-    """The processes of all ranks.
+    """The processes of a node's ranks.
 
     Args:
         size: how many.
@@ -96,32 +141,49 @@ class Team:
         arguments: of `python -m framework.training.rank`.
         pipe: file descriptor to which rank 0 writes metrics.
         hang_s: seconds without a step after which the rank that is behind is named.
+        place: which node this is.
     """
 
-    def __init__(self, size: int, folder: Path, arguments: Sequence[str], pipe: int, hang_s: float) -> None:
+    def __init__(
+        self, size: int, folder: Path, arguments: Sequence[str], pipe: int, hang_s: float, place: Place = Place()
+    ) -> None:
         self.size, self.folder, self.arguments, self.pipe, self.hang_s = size, folder, arguments, pipe, hang_s
+        self.place, self.world, self.first = place, size * place.nodes, size * place.node
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._beats = folder / "steps"
+        self._id = secrets.token_hex(4)
+        self._beats = folder / STEPS.format(node=place.node)
         self._beats.write_bytes(bytes(8 * size))
 
     def __enter__(self) -> Team:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = self.place.port or _free_port()
+        if self.place.nodes > 1 and self.place.node == 0:
+            asked = {
+                "id": self._id,
+                "start": os.environ.get("FRAMEWORK_START"),
+                "nodes": self.place.nodes,
+                "devices": self.size,
+                "head": self.place.head,
+                "port": port,
+                "arguments": list(self.arguments),
+                "hang_s": self.hang_s,
+            }
+            write_json(self.folder / TEAM, asked)
         theirs, self._alive = os.pipe()  # closed when this process ends, whatever way: then the ranks end, too
-        for rank in range(self.size):
+        for local in range(self.size):
+            rank = self.first + local
             environment = {
                 **os.environ,
                 "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "GROUP_RANK": "0",
-                "WORLD_SIZE": str(self.size),
+                "LOCAL_RANK": str(local),
+                "GROUP_RANK": str(self.place.node),
+                "WORLD_SIZE": str(self.world),
                 "LOCAL_WORLD_SIZE": str(self.size),
-                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_ADDR": self.place.head,
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "run",
-                "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
             }
+            if self.place.nodes == 1:
+                environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
             with (self.folder / f"rank_{rank}.txt").open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
@@ -144,12 +206,15 @@ class Team:
     def watch(self) -> None:
         """Wait for all ranks; hand on signals; when a rank fails, end the others and raise its cause."""
         told = False
-        ended: list[int] = []
+        ended: list[int] = []  # local ranks, in the order in which they did
         progress, since = -1, time.monotonic()
         while len(ended) < self.size:
             time.sleep(POLL_S)
             ended += [r for r, p in enumerate(self.processes) if r not in ended and p.poll() is not None]
             if any(self.processes[r].returncode not in (EXIT_DONE, EXIT_PREEMPTED) for r in ended):
+                self._end(LEAVE_S)
+                raise self._cause(ended)
+            if self.place.node == 0 and any(said["ended"] != "well" for said in self._others()):
                 self._end(LEAVE_S)
                 raise self._cause(ended)
             if INTERRUPTS.requested is not None and not told:
@@ -160,8 +225,23 @@ class Team:
                 progress, since = slowest, time.monotonic()
             elif time.monotonic() - since > self.hang_s + (STARTUP_S if slowest == 0 else 0):
                 raise RankFailed(self._describe_hang())
-        if any(p.returncode for p in self.processes):
+        if self.place.node == 0:
+            self._wait_for_others(LEAVE_S)
+        if any(p.returncode for p in self.processes) or any(said["ended"] != "well" for said in self._others()):
             raise self._cause(ended)
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Return what other nodes have said of this training."""
+        said = []
+        for node in range(1, self.place.nodes):
+            with suppress(OSError, json.JSONDecodeError):
+                said.append(json.loads((self.folder / f"node_{node}.json").read_text(encoding="utf-8")))
+        return [one for one in said if one["id"] == self._id]
+
+    def _wait_for_others(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while len(self._others()) < self.place.nodes - 1 and time.monotonic() < end:
+            time.sleep(POLL_S)
 
     def steps(self) -> list[int]:
         """Return the last step that each rank has done."""
@@ -169,7 +249,7 @@ class Team:
 
     def _describe_hang(self) -> str:
         steps = self.steps()
-        behind = [r for r, step in enumerate(steps) if step == min(steps)]
+        behind = [self.first + r for r, step in enumerate(steps) if step == min(steps)]
         others = "" if len(behind) == self.size else f"; the others wait at step {max(steps)}"
         names = " and ".join(f"rank {r}" for r in behind)
         return (
@@ -195,24 +275,40 @@ class Team:
 
     def _cause(self, first: Sequence[int]) -> Exception:
         """Return why the ranks ended: what the user can mend, else a stop, else what happened first."""
+        if self.place.node == 0:
+            self._wait_for_others(LEAVE_S)
         said: dict[int, dict[str, Any]] = {}
-        for rank in range(self.size):
+        for rank in range(self.world):
             file = self.folder / f"rank_{rank}.json"
             if file.exists():
                 said[rank] = json.loads(file.read_text(encoding="utf-8"))
         for why in said.values():
             if why["kind"] == "user":
                 return UserError(why["message"])
-        silent = [r for r in first if self.processes[r].returncode and r not in said]
+        silent = [r for r in first if self.processes[r].returncode and self.first + r not in said]
         if silent:
-            code = self.processes[silent[0]].returncode
+            code, rank = self.processes[silent[0]].returncode, self.first + silent[0]
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            tail = (self.folder / f"rank_{silent[0]}.txt").read_text(errors="replace").strip().splitlines()[-5:]
-            return RankFailed("\n".join([f"rank {silent[0]} {how}", *tail]))
+            tail = (self.folder / f"rank_{rank}.txt").read_text(errors="replace").strip().splitlines()[-5:]
+            return RankFailed("\n".join([f"rank {rank} {how}", *tail]))
+        for other in self._others():  # a rank there that could not say anything itself
+            if other["ended"] != "well" and " killed by " in other["message"].splitlines()[0]:
+                return RankFailed(other["message"])
         if said and all(why["kind"] == "preempted" for why in said.values()):
             return Preempted(next(iter(said.values()))["message"])
-        rank, why = min(((r, w) for r, w in said.items() if w["kind"] != "preempted"), key=lambda pair: pair[1]["time"])
+        failed = [(r, w) for r, w in said.items() if w["kind"] != "preempted"]
+        if not failed:
+            return RankFailed(
+                next((o["message"] for o in self._others() if o["ended"] != "well"), "a node said nothing")
+            )
+        rank, why = min(failed, key=lambda pair: pair[1]["time"])
         return RankFailed(f"rank {rank}: {why['message']}\n{why['traceback']}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -1,0 +1,156 @@
+"""Hydra launchers that send jobs away: what they have in common, and SLURM's."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from framework.config.components import as_plain
+from framework.errors import UserError
+from framework.record.console import bytes_text
+from framework.record.files import size_of
+
+from .backend import Backend
+from .jobs import Job
+from .remote import Remote
+from .slurm import Resources, SlurmBackend
+from .snapshot import Snapshot, take_snapshot
+
+SNAPSHOTS = ".snapshots"
+
+
+class ClusterBackend(Backend, Protocol):
+    """A backend of which jobs outlive whoever submits them."""
+
+    def check(self, title: str, place: Path) -> None:
+        """Let the cluster judge such jobs without submitting one; raises UserError when it refuses."""
+
+    def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
+        """Write what would be submitted; returns where it is."""
+
+    def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
+        """Submit many at once, of which `throttle` run at the same time."""
+
+    def state(self, job: Job) -> str:
+        """Return the cluster's own word for where a job is."""
+
+
+class ClusterLauncher(Launcher):
+    """Sends the experiments of this framework to a cluster.
+
+    Args:
+        wait: follow what was submitted until it ends; false returns at once, with how to ask after it.
+        snapshot: jobs run a copy of the code as it is now; false has them run the folder as it is by then.
+        snapshot_mb: how big that may be.
+    """
+
+    def __init__(self, wait: bool = True, snapshot: bool = True, snapshot_mb: float = 100) -> None:
+        self.wait, self.snapshot, self.snapshot_mb = wait, snapshot, snapshot_mb
+        self._taken: Snapshot | None = None
+
+    nodes = 1
+    gpus_per_node = 0
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's; nothing of it is needed."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Not for other applications: a job here is a config of this framework."""
+        raise UserError("hydra/launcher: this one sends experiments of this framework only")
+
+    @abstractmethod
+    def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
+        """Return the backend; snapshots of the code lie below `outputs`; `retries` in place of the launcher's own."""
+
+    @abstractmethod
+    def cost(self, jobs: int) -> str:
+        """Return one line on what jobs may take at most."""
+
+    def code(self, outputs: Path) -> Snapshot | None:
+        """Return the copy of the code, made once."""
+        if self._taken is None and self.snapshot:
+            self._taken = take_snapshot(outputs / SNAPSHOTS, self.snapshot_mb)
+            print(f"code    {self._taken.folder}  ({bytes_text(size_of(self._taken.folder))})")
+        return self._taken
+
+
+class SlurmLauncher(ClusterLauncher):
+    """Jobs on SLURM.
+
+    Args:
+        partition, account, qos, constraint, reservation, time, nodes, gpus_per_node, cpus_per_node, memory, extra: see
+            `Resources`.
+        modules: what `module load` is given.
+        setup: lines of shell before the worker is started.
+        python: the interpreter on the nodes; by default this one.
+        grace_s, retries, backoff_s: see `SlurmBackend`.
+        n_jobs: how many at once, where no sweeper says so.
+        **others: see `ClusterLauncher`.
+    """
+
+    def __init__(
+        self,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+        constraint: str | None = None,
+        reservation: str | None = None,
+        time: str | int | None = None,
+        nodes: int = 1,
+        gpus_per_node: int = 0,
+        cpus_per_node: int | None = None,
+        memory: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        modules: Sequence[str] = (),
+        setup: Sequence[str] = (),
+        python: str | None = None,
+        grace_s: int = 120,
+        retries: int = 2,
+        backoff_s: int = 10,
+        n_jobs: int = 1,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.resources = Resources(
+            partition, account, qos, constraint, reservation, time, nodes, gpus_per_node, cpus_per_node, memory,
+            as_plain(extra or {}),
+        )  # fmt: skip
+        self.nodes, self.gpus_per_node, self.n_jobs = nodes, gpus_per_node, n_jobs
+        self.modules, self.shell, self.python = list(modules), list(setup), python or sys.executable
+        self.grace_s, self.retries, self.backoff_s = grace_s, retries, backoff_s
+        self.resources.options()
+
+    def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
+        remote = Remote(self.python, Path.cwd(), self.code(outputs), self.modules, self.shell)
+        tries = self.retries if retries is None else retries
+        return SlurmBackend(slots, self.resources, remote, self.grace_s, tries, self.backoff_s)
+
+    def cost(self, jobs: int) -> str:
+        return self.resources.cost(jobs)
+
+
+LAUNCHERS: Mapping[str, type[ClusterLauncher]] = {"hydra_plugins.framework.SlurmLauncher": SlurmLauncher}
+"""By the names under which Hydra knows them."""
+
+
+def cluster_launcher(node: Mapping[str, Any]) -> ClusterLauncher | None:
+    """Return the launcher of a config node, where it is one that sends jobs to a cluster.
+
+    Raises:
+        UserError: when it refuses its arguments.
+    """
+    kind = LAUNCHERS.get(str(node.get("_target_")))
+    if kind is None:
+        return None
+    try:
+        return kind(**{k: v for k, v in as_plain(node).items() if k != "_target_"})
+    except TypeError as error:
+        raise UserError(f"hydra.launcher: {str(error).partition('() ')[2] or error}") from None
