@@ -22,7 +22,7 @@ from framework.errors import EXIT_PREEMPTED, EXIT_USER, UserError
 from framework.record.files import write_atomic, write_json
 
 from .backend import Phase
-from .jobs import FAILURES, HANDLE, LOG, STOP, Job
+from .jobs import FAILURES, HANDLE, LOG, STOP, Job, Status
 from .remote import Remote
 
 SCRIPT, LIST = "job.sh", "jobs.txt"
@@ -31,7 +31,7 @@ _OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
     "REVOKED", "TIMEOUT",
 )  # fmt: skip
-_SURE_AFTER = 3  # questions: a job that is requeued is over for a moment
+SURE_AFTER = 3  # questions: a job that is requeued is over for a moment
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,9 @@ exit $code
                 _ask("scontrol", "update", f"JobId={_number(job)}", "StartTime=now")
             return Phase.waiting
         if state in _OVER or state == "GONE":
-            return Phase.gone if self._over.get(job.folder, 0) >= _SURE_AFTER else Phase.running
+            result = job.result()
+            said = result is not None and result.status is not Status.preempted
+            return Phase.gone if said or self._over.get(job.folder, 0) >= SURE_AFTER else Phase.running
         self._over.pop(job.folder, None)
         return Phase.running
 

@@ -1,0 +1,218 @@
+"""Experiments and sweeps on a real SLURM: what a user types, and what a cluster does to jobs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from framework.launch.jobs import Job
+from framework.record.run import RunRecord
+from tests.conftest import HOME, Command
+
+pytestmark = pytest.mark.integration
+
+SMALL = (
+    "recipe=digits", "compress=none", "export=none", "stages=[prepare,train,evaluate]", "model.widths=[8,16]",
+    "hydra/launcher=slurm", "hydra.launcher.backoff_s=1", "hydra.launcher.time=20m",
+)  # fmt: skip
+LONG = ("trainer.max_epochs=80", "trainer.validate_every_n_steps=100")
+TWO_NODES = ("strategy=ddp", "strategy.devices=1", "hydra.launcher.nodes=2")
+LOOPBACK = "hydra.launcher.setup=['export GLOO_SOCKET_IFNAME=lo']"
+
+
+def eventually(what: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+def queue(*options: str) -> list[str]:
+    return subprocess.run(["squeue", "-h", *options], capture_output=True, text=True, check=True).stdout.split()
+
+
+def newest(outputs: Path) -> Path:
+    return max((p.parent.parent for p in outputs.glob("digits/*/job/job.json")), key=lambda p: p.stat().st_mtime)
+
+
+def trained_steps(run: Path) -> int:
+    files = list((run / "checkpoints").rglob("step_*"))
+    return len(files)
+
+
+@contextmanager
+def submitted(*overrides: str) -> Iterator[subprocess.Popen]:
+    """Run the command line in a process of its own, which is killed at the end if it still runs."""
+    process = subprocess.Popen([sys.executable, str(HOME / "run.py"), *overrides], start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_one_override_sends_an_experiment_to_slurm_and_what_is_wrong_is_said_before(
+    command: Command, slurm: Path, outputs: Path
+) -> None:
+    common = [*SMALL, f"outputs={outputs}", "trainer.max_epochs=1"]
+    refused = command(*common, "hydra.launcher.partition=gpux")
+    assert refused.returncode == 2
+    assert "gpux" in refused.stderr
+    assert "there are the partitions main, low, high" in refused.stderr
+    assert command(*common, "hydra.launcher.time=soon").returncode == 2
+    assert "problem" in command(*common, "optimizer.lr=x").stderr
+    assert queue() == []
+    dry = command(*common, "dry_run=true")
+    assert dry.returncode == 0, dry.stderr
+    script = next(Path(line.split()[1]) for line in dry.stdout.splitlines() if line.startswith("script"))
+    assert "1 job x 1 node x 0.333 h = 0.333 node hours" in dry.stdout
+    assert queue() == []
+    done = command(*common)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test/accuracy" in done.stdout  # its output is followed
+    run = newest(outputs)
+    assert RunRecord(run)["status"] == "completed"
+    subprocess.run(["sbatch", "--wait", str(script)], check=True, capture_output=True)  # by hand, it does the same
+    by_hand = RunRecord(script.parent.parent)
+    assert by_hand.metrics["test/loss"] == RunRecord(run).metrics["test/loss"]
+    assert by_hand["environment"]["git"] == RunRecord(run)["environment"]["git"]
+    shown = command("jobs", "ls", str(outputs), module=True).stdout
+    assert shown.count("completed") == 2
+    assert "completed" in command("jobs", "status", str(run), module=True).stdout
+    assert "test/accuracy" in command("jobs", "logs", str(run), module=True).stdout
+    assert command("jobs", "collect", str(run), module=True).returncode == 0
+
+
+def test_a_job_outlives_its_submitter_and_is_cancelled_and_sent_again_from_elsewhere(
+    command: Command, slurm: Path, outputs: Path
+) -> None:
+    with submitted(*SMALL, *LONG, f"outputs={outputs}") as submitter:
+        eventually(lambda: queue("-t", "RUNNING"))
+        run = newest(outputs)
+        eventually(lambda: trained_steps(run))
+        os.killpg(submitter.pid, signal.SIGKILL)
+    assert "running" in command("jobs", "status", str(run), module=True).stdout
+    assert command("jobs", "cancel", str(run), module=True).returncode == 0
+    eventually(lambda: not queue())
+    result = Job(run / "job").result()
+    assert result is not None
+    assert (str(result.status), result.error) == ("cancelled", "cancelled by `jobs cancel`")
+    again = command("jobs", "resubmit", str(run), module=True)
+    assert again.returncode == 0, again.stderr
+    followed = command("jobs", "logs", "-f", str(run), module=True)
+    assert followed.returncode == 0, followed.stderr
+    assert RunRecord(run)["status"] == "completed"
+    assert "is completed" in command("jobs", "resubmit", str(run), module=True).stdout
+
+
+def test_what_a_job_gets_wrong_ends_it_and_what_its_node_gets_wrong_is_tried_again(
+    command: Command, slurm: Path, outputs: Path, tmp_path: Path
+) -> None:
+    common = [*SMALL, f"outputs={outputs}", "trainer.max_epochs=1"]
+    mistaken = command(*common, "trainer.start_from=/nowhere", "check=false")
+    assert mistaken.returncode == 2, mistaken.stdout + mistaken.stderr
+    assert not (newest(outputs) / "job" / "failures").exists()
+    flag = tmp_path / "broken"
+    broken_once = f"hydra.launcher.setup=['[ -e {flag} ] || export PYTHONHOME=/nowhere; touch {flag}']"
+    done = command(*common, broken_once)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (newest(outputs) / "job" / "failures").read_text() == "1\n"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The metrics of a training on two nodes that nobody disturbs."""
+    outputs = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, str(HOME / "run.py"), *SMALL, *LONG, *TWO_NODES, LOOPBACK, f"outputs={outputs}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunRecord(newest(outputs)).metrics
+
+
+def requeued(number: str, _: Path) -> None:
+    subprocess.run(["scontrol", "requeue", number], check=True)
+
+
+def preempted(number: str, slurm: Path) -> None:
+    job = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(job, check=True, capture_output=True)
+    eventually(lambda: number not in queue("-t", "RUNNING", "-o", "%A"))
+
+
+def node_lost(number: str, slurm: Path) -> None:
+    """Kill a node's daemon, and with it what it has started; the node comes back later."""
+    daemon = int((slurm / "run" / "slurmd.n2.pid").read_text())
+    os.kill(daemon, signal.SIGKILL)
+    for step in subprocess.run(["pgrep", "-f", "slurmstepd"], capture_output=True, text=True).stdout.split():
+        environment = Path(f"/proc/{step}/cmdline").read_bytes()
+        if b"slurmstepd" in environment:
+            os.kill(int(step), signal.SIGKILL)
+    subprocess.run(["pkill", "-KILL", "-f", "FRAMEWORK_NODE_RANK|framework.launch.worker|framework.training.rank"])
+    eventually(lambda: number not in queue("-t", "RUNNING", "-o", "%A"))
+    subprocess.run(
+        ["unshare", "--mount", "bash", "-c", f"mount --bind '{slurm}/hosts' /etc/hosts && exec slurmd -N n2 -f '{slurm}/slurm.conf'"],
+        check=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("disturb", [requeued, preempted, node_lost])
+def test_two_nodes_go_on_exactly_where_they_were_disturbed(
+    disturb: Callable[[str, Path], None], undisturbed: dict[str, float], slurm: Path, outputs: Path
+) -> None:
+    with submitted(
+        *SMALL, *LONG, *TWO_NODES, LOOPBACK, f"outputs={outputs}", "hydra.launcher.partition=low"
+    ) as waiting:
+        eventually(lambda: queue("-t", "RUNNING"))
+        run = newest(outputs)
+        eventually(lambda: trained_steps(run))
+        (number,) = queue("-t", "RUNNING", "-o", "%A")
+        disturb(number, slurm)
+        assert waiting.wait(240) == 0
+    metrics = RunRecord(run).metrics
+    for name in ("val/loss", "test/loss", "test/accuracy"):
+        assert metrics[name] == undisturbed[name], name
+    assert "done before" in (run / "log.txt").read_text()
+
+
+def test_a_sweep_fills_the_nodes_prunes_and_survives_its_controller(
+    command: Command, slurm: Path, outputs: Path
+) -> None:
+    sweep = [
+        "-m", *SMALL, f"outputs={outputs}", "trainer.max_epochs=4", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=5",
+        "hydra/sweeper/pruner=median", "hydra.sweeper.n_jobs=2", "optimizer.lr=interval(1e-4, 1e-1)",
+    ]  # fmt: skip
+    with submitted(*sweep) as controller:
+        eventually(lambda: len(list(outputs.glob("sweeps/*/trials/*/result.json"))) >= 1)
+        os.killpg(controller.pid, signal.SIGKILL)
+    done = command(*sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = outputs.glob("sweeps/*")
+    study = json.loads((folder / "study.json").read_text())
+    assert study["counts"]["completed"] + study["counts"]["pruned"] == 5
+    assert len(list((folder / "trials").iterdir())) == 5
+    snapshots = [p for p in (outputs / ".snapshots").iterdir() if not p.name.startswith(".")]
+    assert len(snapshots) == 1
+    assert queue() == []
+
+
+def test_a_grid_is_left_to_an_array_and_collected_by_the_same_command(
+    command: Command, slurm: Path, outputs: Path
+) -> None:
+    grid = ["-m", *SMALL, f"outputs={outputs}", "trainer.max_epochs=1", "seed=1,2,3", "hydra.sweeper.n_jobs=2"]
+    left = command(*grid, "hydra.launcher.wait=false")
+    assert left.returncode == 0, left.stderr
+    assert "3 trials submitted, 2 at once" in left.stdout
+    assert len(queue("-r", "-o", "%i")) == 3
+    done = command(*grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 trials: 3 completed" in done.stdout
+    (folder,) = outputs.glob("sweeps/*")
+    assert {Job(p).attempts for p in (folder / "trials").iterdir()} == {1}  # none was submitted twice
