@@ -1,4 +1,4 @@
-"""Hydra launchers that send jobs away: what they have in common, and SLURM's."""
+"""Hydra launchers that send jobs away: what they have in common, SLURM's, Kubernetes'."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from framework.record.files import size_of
 
 from .backend import Backend
 from .jobs import Job
+from .kubernetes import KubernetesBackend, PodResources
 from .remote import Remote
 from .slurm import Resources, SlurmBackend
 from .snapshot import Snapshot, take_snapshot
@@ -137,7 +138,53 @@ class SlurmLauncher(ClusterLauncher):
         return self.resources.cost(jobs)
 
 
-LAUNCHERS: Mapping[str, type[ClusterLauncher]] = {"hydra_plugins.framework.SlurmLauncher": SlurmLauncher}
+class KubernetesLauncher(ClusterLauncher):
+    """Jobs on Kubernetes.
+
+    Args:
+        image, namespace, context, nodes, cpus, memory, gpus, gpu_resource, volumes, node_selector, tolerations,
+            service_account, priority_class, queue, secrets, environment, user, deadline_s, keep_s: see `PodResources`.
+        python: the interpreter in the image.
+        grace_s, retries: see `KubernetesBackend`.
+        n_jobs: how many at once, where no sweeper says so.
+        **others: see `ClusterLauncher`.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        python: str = "python",
+        grace_s: int = 120,
+        retries: int = 2,
+        n_jobs: int = 1,
+        wait: bool = True,
+        snapshot: bool = True,
+        snapshot_mb: float = 100,
+        **pods: Any,
+    ) -> None:
+        super().__init__(wait, snapshot, snapshot_mb)
+        self.pods = PodResources(image, **pods)
+        self.nodes, self.gpus_per_node, self.n_jobs = self.pods.nodes, self.pods.gpus, n_jobs
+        self.python, self.grace_s, self.retries = python, grace_s, retries
+
+    def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
+        remote = Remote(self.python, Path.cwd(), self.code(outputs))
+        return KubernetesBackend(slots, self.pods, remote, self.grace_s, self.retries if retries is None else retries)
+
+    def cost(self, jobs: int) -> str:
+        pods = self.pods
+        text = f"{jobs:,} {'job' if jobs == 1 else 'jobs'} x {self.nodes} {'pod' if self.nodes == 1 else 'pods'}"
+        each = f"{pods.cpus} CPUs, {pods.memory}" + (f", {pods.gpus} GPUs" if pods.gpus else "")
+        if pods.deadline_s is None:
+            return f"{text} of {each}, without a deadline"
+        hours = pods.deadline_s / 3600
+        return f"{text} of {each} x {hours:.3g} h = {jobs * self.nodes * hours:.3g} pod hours"
+
+
+LAUNCHERS: Mapping[str, type[ClusterLauncher]] = {
+    "hydra_plugins.framework.SlurmLauncher": SlurmLauncher,
+    "hydra_plugins.framework.KubernetesLauncher": KubernetesLauncher,
+}
 """By the names under which Hydra knows them."""
 
 

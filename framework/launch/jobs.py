@@ -156,7 +156,7 @@ class Job:
 
     def started(self) -> str:
         """Take the job over for this process, from whoever had it; returns what `write_result` wants to be told."""
-        start = os.environ.get(START_VARIABLE) or secrets.token_hex(4)
+        start = os.environ.setdefault(START_VARIABLE, secrets.token_hex(4))  # whom this process starts belong to it
         write_json(self.folder / START, {"attempt": self.attempt, "start": start, "host": os.uname().nodename})
         return start
 
@@ -172,15 +172,17 @@ class Job:
             return
         write_json(self.folder / RESULT, asdict(result))
 
-    def is_over(self) -> bool:
-        """Return whether the start that this process belongs to has written its result."""
+    def current_start(self) -> str | None:
+        """Return by which start the job is worked on, or was."""
         try:
-            started = json.loads((self.folder / START).read_text(encoding="utf-8"))
-            ended = (self.folder / RESULT).stat().st_mtime_ns
+            return str(json.loads((self.folder / START).read_text(encoding="utf-8"))["start"])
         except (OSError, json.JSONDecodeError):
-            return False
-        ours = started["start"] == os.environ.get(START_VARIABLE)
-        return ours and ended > (self.folder / START).stat().st_mtime_ns
+            return None
+
+    def needs_nothing(self) -> bool:
+        """Return whether there is nothing to be run: it ended for good, or was asked to end, and has."""
+        result = self.result()
+        return result is not None and (result.status.is_final or self.asked_to_stop() is not None)
 
     def ask_to_stop(self, status: Status, reason: str) -> None:
         """Write down why the job is to stop, before it is signalled."""

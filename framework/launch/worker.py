@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -19,9 +22,10 @@ from framework.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USER, Preempted, re
 from framework.record.console import report_failure
 from framework.record.run import RunRecord
 
-from .jobs import REPORTS, Job, Result, Status
+from .jobs import REPORTS, STOP, Job, Result, Status
 
 RUNNER, HELPER = "framework.runner", "framework.training.node"
+_LOOK_S = 1.0
 NODE_RANK = "FRAMEWORK_NODE_RANK"
 _STATUS = {EXIT_DONE: Status.completed, EXIT_PREEMPTED: Status.preempted, EXIT_USER: Status.mistaken}
 
@@ -56,13 +60,34 @@ def run_job(folder: Path) -> int:
     On the further nodes of a job that has several, it starts what ranks the first node asks for.
     """
     job = Job(folder)
-    if int(os.environ.get(NODE_RANK, "0")):
-        return import_module(HELPER).help_train(Path(job.config().run_dir), job.is_over)
+    if node := node_rank():
+        return _help(job, node)
     with job.lock():
-        done = job.result()
-        if done is not None and done.status.is_final:
+        if job.needs_nothing():
             return EXIT_DONE
+        if os.environ.get("FRAMEWORK_STOP_BY_FILE"):
+            _watch_for_stop(job.folder)
         return _run(job, experiment)
+
+
+def node_rank() -> int:
+    """Return which of a job's nodes this is, as its scheduler says; 0 for the first."""
+    return int(os.environ.get(NODE_RANK) or os.environ.get("JOB_COMPLETION_INDEX", "0"))
+
+
+def _help(job: Job, node: int) -> int:
+    """Serve as a further node until the first has ended; returns what that one ended with."""
+    if job.needs_nothing():
+        return EXIT_DONE
+    before = job.result()
+
+    def is_over() -> bool:
+        return job.result() not in (None, before)
+
+    import_module(HELPER).help_train(Path(job.config().run_dir), node, job.current_start, is_over)
+    result = job.result()
+    assert result is not None
+    return EXIT_DONE if job.needs_nothing() and result.status is not Status.mistaken else result.exit_code
 
 
 def experiment(job: Job, config: DictConfig) -> tuple[str, Mapping[str, float]]:
@@ -92,7 +117,30 @@ def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, flo
     return code
 
 
+def _copy_output(log: Path) -> None:
+    """Write what is printed to a file as well, by a process that signals to this one do not reach."""
+    tee = subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE, start_new_session=True)
+    assert tee.stdin is not None
+    sys.stdout.flush()
+    os.dup2(tee.stdin.fileno(), 1)
+    os.dup2(tee.stdin.fileno(), 2)
+
+
+def _watch_for_stop(folder: Path) -> None:
+    """Signal this process once its job is asked to stop, for clusters that have no signals."""
+
+    def watch() -> None:
+        while not (folder / STOP).exists():
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if log := os.environ.get("FRAMEWORK_LOG"):
+        _copy_output(Path(log))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))  # as process 1 it would not be heard otherwise
     ended = run_job(Path(sys.argv[1]))
     sys.stdout.flush()
     os._exit(ended)

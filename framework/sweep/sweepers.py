@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 
 from framework.config.components import as_plain
 from framework.errors import UserError
-from framework.launch.cluster import SlurmLauncher
+from framework.launch.cluster import KubernetesLauncher, SlurmLauncher
 from framework.launch.hydra_launcher import LocalLauncher
 from framework.record.console import say
 
@@ -132,7 +132,7 @@ def register_sweepers() -> None:
     module = ModuleType("hydra_plugins.framework")
     sys.modules[module.__name__] = module
     vars(package)["framework"] = module
-    for plugin in (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher):
+    for plugin in (GridSweeper, OptunaSweeper, LocalLauncher, SlurmLauncher, KubernetesLauncher):
         vars(module)[plugin.__name__] = plugin
         plugin.__module__ = module.__name__
         Plugins.instance().register(plugin)

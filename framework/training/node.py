@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from framework.errors import EXIT_DONE, Preempted, UserError, reason_of
+from framework.errors import Preempted, UserError, reason_of
 from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 
@@ -23,28 +23,28 @@ from .ranks import TEAM, Place, Team
 POLL_S = 0.2
 
 
-def help_train(run: Path, is_over: Callable[[], bool]) -> int:
-    """Take part in trainings of a run until it is over.
+def help_train(run: Path, node: int, current_start: Callable[[], str | None], is_over: Callable[[], bool]) -> None:
+    """Take part in trainings of a run until the first node has ended.
 
     Args:
         run: the run directory.
-        is_over: whether the first node has ended.
-
-    Returns:
-        the exit code; what went wrong in a rank is the first node's to say.
+        node: which one this is, from 1.
+        current_start: names the start of the job that the first node belongs to; what an earlier one asked for is
+            not begun, and given up.
+        is_over: whether the first node has ended; what went wrong in a rank is for that one to say.
     """
-    node, helped = int(os.environ["FRAMEWORK_NODE_RANK"]), ""
+    helped, known = "", os.environ.get("FRAMEWORK_START")
+
+    def is_stale(start: str) -> bool:
+        return start != current_start() or (known is not None and start != known)
+
     with INTERRUPTS, INTERRUPTS.deferred():  # the first node gets the same signal, and decides
         while not is_over():
-            if (team := _asked(run)) is not None and team["id"] != helped and team["start"] == _start():
+            team = _asked(run)
+            if team is not None and team["id"] != helped and not is_stale(team["start"]):
                 helped = team["id"]
-                _help(run, node, team)
+                _help(run, node, team, is_stale)
             time.sleep(POLL_S)
-    return EXIT_DONE
-
-
-def _start() -> str | None:
-    return os.environ.get("FRAMEWORK_START")
 
 
 def _asked(run: Path) -> dict[str, Any] | None:
@@ -54,13 +54,13 @@ def _asked(run: Path) -> dict[str, Any] | None:
         return None
 
 
-def _help(run: Path, node: int, asked: dict[str, Any]) -> None:
+def _help(run: Path, node: int, asked: dict[str, Any], is_stale: Callable[[str], bool]) -> None:
     place = Place(asked["nodes"], node, asked["head"], asked["port"])
     said: dict[str, object] = {"id": asked["id"], "ended": "well"}
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         with Team(asked["devices"], run / "ranks", asked["arguments"], nowhere, asked["hang_s"], place) as team:
-            team.watch()
+            team.watch(lambda: is_stale(asked["start"]))
     except Preempted:
         pass
     except Exception as error:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +80,8 @@ class Place:
                 f"strategy.num_nodes: {nodes} nodes are wanted, and this job has {given}; a launcher gives them, as in "
                 f"hydra/launcher=slurm hydra.launcher.nodes={nodes}"
             )
-        return cls(nodes, 0, os.environ.get("FRAMEWORK_HEAD", "127.0.0.1"))
+        head, port = os.environ.get("FRAMEWORK_HEAD", "127.0.0.1"), int(os.environ.get("FRAMEWORK_PORT", "0"))
+        return cls(nodes, 0, head, port)
 
 
 class RankFailed(Exception):
@@ -159,7 +160,7 @@ class Team:
         if self.place.nodes > 1 and self.place.node == 0:
             asked = {
                 "id": self._id,
-                "start": os.environ.get("FRAMEWORK_START"),
+                "start": os.environ.get("FRAMEWORK_START", ""),
                 "nodes": self.place.nodes,
                 "devices": self.size,
                 "head": self.place.head,
@@ -203,8 +204,12 @@ class Team:
         self._end(0.0)
         os.close(self._alive)
 
-    def watch(self) -> None:
-        """Wait for all ranks; hand on signals; when a rank fails, end the others and raise its cause."""
+    def watch(self, is_stale: Callable[[], bool] = lambda: False) -> None:
+        """Wait for all ranks; hand on signals; when a rank fails, end the others and raise its cause.
+
+        Args:
+            is_stale: whether nobody waits for these ranks any longer.
+        """
         told = False
         ended: list[int] = []  # local ranks, in the order in which they did
         progress, since = -1, time.monotonic()
@@ -214,6 +219,8 @@ class Team:
             if any(self.processes[r].returncode not in (EXIT_DONE, EXIT_PREEMPTED) for r in ended):
                 self._end(LEAVE_S)
                 raise self._cause(ended)
+            if is_stale():
+                raise RankFailed("the first node has begun anew")
             if self.place.node == 0 and any(said["ended"] != "well" for said in self._others()):
                 self._end(LEAVE_S)
                 raise self._cause(ended)

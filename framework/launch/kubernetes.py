@@ -1,0 +1,467 @@
+"""Jobs on Kubernetes: an Indexed Job for each, one pod a node, with a headless Service where there are several.
+
+Kubernetes' own rules do what a requeueing script does elsewhere: a pod that saved its state (exit code 75) or was
+disrupted is replaced without being counted, what the user did wrong (2) fails the Job, anything else is tried again.
+Jobs, code and data lie on a volume that is mounted at the same path in the pods and where jobs are submitted; a job is
+asked to stop through its folder. Nothing secret is in a manifest: environment comes from Secrets by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.errors import EXIT_PREEMPTED, EXIT_USER, UserError
+from framework.record.files import write_atomic, write_json
+
+from .backend import Phase
+from .jobs import HANDLE, LOG, Job
+from .remote import Remote
+
+if TYPE_CHECKING:
+    from lightkube import Client
+    from lightkube.resources.batch_v1 import Job as ClusterJob
+    from lightkube.resources.core_v1 import Service
+
+MANIFEST = "manifests.yaml"
+MANAGED = {"app.kubernetes.io/managed-by": "declarative-experiments"}
+RENDEZVOUS_PORT = 29_500
+_NAME_LENGTH = 40  # pods add an index and five letters, and a name has 63 at most
+_POLL_S, _WAIT_S, _TRIES = 1.0, 0.5, 5
+
+
+@dataclass(frozen=True)
+class PodResources:
+    """What each pod of a job is like.
+
+    Args:
+        image: has Python and the packages; the code comes with the job.
+        namespace: where jobs go; by default that of the kubeconfig's context.
+        context: of the kubeconfig; by default its current one.
+        nodes: pods of each job.
+        cpus, memory: of each pod, as in `4` and `16Gi`; asked for and not exceeded.
+        gpus, gpu_resource: how many of which; a request equals its limit.
+        volumes: `{claim: NAME, path: PATH}` each; `{host: PATH, path: PATH}` where a cluster allows it.
+        node_selector, tolerations, service_account, priority_class: see Kubernetes.
+        queue: of Kueue, which then starts the job.
+        secrets: names of Secrets that become environment variables.
+        environment: further variables, which are not secret.
+        user: as which the pod runs, never root.
+        deadline_s: how long a job may take at most.
+        keep_s: how long a Job that is over stays to be looked at.
+    """
+
+    image: str
+    namespace: str | None = None
+    context: str | None = None
+    nodes: int = 1
+    cpus: str = "1"
+    memory: str = "4Gi"
+    gpus: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
+    volumes: Sequence[Mapping[str, str]] = ()
+    node_selector: Mapping[str, str] | None = None
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    service_account: str | None = None
+    priority_class: str | None = None
+    queue: str | None = None
+    secrets: Sequence[str] = ()
+    environment: Mapping[str, str] | None = None
+    user: int = 1000
+    deadline_s: int | None = None
+    keep_s: int = 86_400
+
+    def __post_init__(self) -> None:
+        if not self.image or self.image.endswith("???"):
+            raise UserError("hydra.launcher.image: give one that has Python and this project's packages")
+        if self.user == 0:
+            raise UserError("hydra.launcher.user: pods do not run as root; give another number")
+        for i, volume in enumerate(self.volumes):
+            if "path" not in volume or not ({"claim", "host"} & set(volume)):
+                raise UserError(f"hydra.launcher.volumes[{i}]: needs `path`, and `claim` or `host`")
+
+
+class KubernetesBackend:
+    """Runs jobs as Kubernetes'; see `Backend`.
+
+    Args:
+        slots: how many at once.
+        pods: what each pod is like.
+        remote: how a job's process is started in one.
+        grace_s: so long a pod may take to save its state when it must go.
+        retries: how often a job is tried again whose node, and not whose user, failed it.
+    """
+
+    def __init__(self, slots: int, pods: PodResources, remote: Remote, grace_s: int = 120, retries: int = 2) -> None:
+        self.slots, self.pods, self.remote, self.grace_s, self.retries = slots, pods, remote, grace_s, retries
+        self._client: Client | None = None
+        self._jobs: dict[str, ClusterJob] = {}
+        self._asked = 0.0
+
+    # What is submitted
+
+    def manifests(self, name: str, folder: Path) -> tuple[ClusterJob, Service | None]:
+        """Return a job's Job, and the Service by which its pods find each other where there are several."""
+        from lightkube.models.batch_v1 import (
+            JobSpec,
+            PodFailurePolicy,
+            PodFailurePolicyOnExitCodesRequirement,
+            PodFailurePolicyOnPodConditionsPattern,
+            PodFailurePolicyRule,
+        )
+        from lightkube.models.core_v1 import PodTemplateSpec, ServicePort, ServiceSpec
+        from lightkube.models.meta_v1 import ObjectMeta
+        from lightkube.resources.batch_v1 import Job as ClusterJob
+        from lightkube.resources.core_v1 import Service
+
+        labels = {**MANAGED, "experiments/job": name}
+        queue = {"kueue.x-k8s.io/queue-name": self.pods.queue} if self.pods.queue else {}
+        nodes = self.pods.nodes
+
+        def ends(action: str, code: int) -> PodFailurePolicyRule:
+            return PodFailurePolicyRule(
+                action=action, onExitCodes=PodFailurePolicyOnExitCodesRequirement(operator="In", values=[code])
+            )
+
+        policy = PodFailurePolicy(
+            rules=[
+                ends("FailJob", EXIT_USER),
+                ends("Ignore", EXIT_PREEMPTED),
+                PodFailurePolicyRule(
+                    action="Ignore",
+                    onPodConditions=[PodFailurePolicyOnPodConditionsPattern(type="DisruptionTarget", status="True")],
+                ),
+            ]
+        )
+        spec = JobSpec(
+            template=PodTemplateSpec(metadata=ObjectMeta(labels=labels), spec=self._pod(name, folder)),
+            completions=nodes,
+            parallelism=nodes,
+            completionMode="Indexed",
+            backoffLimit=(self.retries + 1) * nodes - 1,  # when one pod fails, the others end, and are counted, too
+            podFailurePolicy=policy,
+            podReplacementPolicy="Failed",  # never two pods of one index
+            activeDeadlineSeconds=self.pods.deadline_s,
+            ttlSecondsAfterFinished=self.pods.keep_s,
+            suspend=True if self.pods.queue else None,
+        )
+        annotations = {"experiments/folder": str(folder)}
+        job = ClusterJob(metadata=ObjectMeta(name=name, labels={**labels, **queue}, annotations=annotations), spec=spec)
+        if nodes == 1:
+            return job, None
+        service = Service(
+            metadata=ObjectMeta(name=name, labels=labels),
+            spec=ServiceSpec(
+                clusterIP="None",
+                publishNotReadyAddresses=True,
+                selector={"experiments/job": name},
+                ports=[ServicePort(name="rendezvous", port=RENDEZVOUS_PORT)],
+            ),
+        )
+        return job, service
+
+    def _pod(self, name: str, folder: Path) -> Any:
+        from lightkube.models.core_v1 import (
+            Capabilities,
+            Container,
+            EmptyDirVolumeSource,
+            EnvFromSource,
+            EnvVar,
+            HostPathVolumeSource,
+            PersistentVolumeClaimVolumeSource,
+            PodSecurityContext,
+            PodSpec,
+            ResourceRequirements,
+            SeccompProfile,
+            SecretEnvSource,
+            SecurityContext,
+            Toleration,
+            Volume,
+            VolumeMount,
+        )
+
+        several = self.pods.nodes > 1
+        environment = {
+            "HOME": "/tmp",
+            "FRAMEWORK_NODES": str(self.pods.nodes),
+            "FRAMEWORK_HEAD": f"{name}-0.{name}" if several else "127.0.0.1",
+            **({"FRAMEWORK_PORT": str(RENDEZVOUS_PORT)} if several else {}),
+            "FRAMEWORK_LOG": str(folder / LOG),
+            "FRAMEWORK_STOP_BY_FILE": "1",
+            **self.remote.environment(),
+            **(self.pods.environment or {}),
+        }
+        amounts = {"cpu": self.pods.cpus, "memory": self.pods.memory}
+        if self.pods.gpus:
+            amounts[self.pods.gpu_resource] = str(self.pods.gpus)
+        volumes = [
+            Volume(name="tmp", emptyDir=EmptyDirVolumeSource()),
+            Volume(name="shm", emptyDir=EmptyDirVolumeSource(medium="Memory")),
+        ]
+        mounts = [VolumeMount(name="tmp", mountPath="/tmp"), VolumeMount(name="shm", mountPath="/dev/shm")]
+        for i, given in enumerate(self.pods.volumes):
+            claim, host = given.get("claim"), given.get("host")
+            volumes.append(
+                Volume(
+                    name=f"data-{i}",
+                    persistentVolumeClaim=PersistentVolumeClaimVolumeSource(claimName=claim) if claim else None,
+                    hostPath=HostPathVolumeSource(path=host) if host else None,
+                )
+            )
+            mounts.append(VolumeMount(name=f"data-{i}", mountPath=given["path"]))
+        return PodSpec(
+            containers=[
+                Container(
+                    name="worker",
+                    image=self.pods.image,
+                    command=[self.remote.python, "-m", "framework.launch.worker", str(folder)],
+                    workingDir=str(self.remote.folder),
+                    env=[EnvVar(name=key, value=value) for key, value in environment.items()],
+                    envFrom=[EnvFromSource(secretRef=SecretEnvSource(name=secret)) for secret in self.pods.secrets],
+                    resources=ResourceRequirements(requests=amounts, limits=amounts),
+                    volumeMounts=mounts,
+                    securityContext=SecurityContext(
+                        allowPrivilegeEscalation=False,
+                        readOnlyRootFilesystem=True,
+                        capabilities=Capabilities(drop=["ALL"]),
+                    ),
+                )
+            ],
+            volumes=volumes,
+            restartPolicy="Never",
+            subdomain=name if several else None,
+            terminationGracePeriodSeconds=self.grace_s,
+            nodeSelector=dict(self.pods.node_selector or {}) or None,
+            tolerations=[Toleration(**given) for given in self.pods.tolerations] or None,
+            serviceAccountName=self.pods.service_account,
+            automountServiceAccountToken=False,
+            priorityClassName=self.pods.priority_class,
+            securityContext=PodSecurityContext(
+                runAsNonRoot=True,
+                runAsUser=self.pods.user,
+                fsGroup=self.pods.user,
+                seccompProfile=SeccompProfile(type="RuntimeDefault"),
+            ),
+        )
+
+    def check(self, title: str, place: Path) -> None:
+        """Let the API server judge such jobs without creating one, and make sure that their volumes are there.
+
+        Raises:
+            UserError: when it refuses.
+        """
+        from lightkube.core.exceptions import ApiError
+        from lightkube.resources.core_v1 import PersistentVolumeClaim, Secret
+
+        folder = place.resolve()
+        mounted = [Path(given["path"]) for given in self.pods.volumes]
+        for path in (folder, self.remote.folder, *(self.remote.snapshot.imports if self.remote.snapshot else ())):
+            if not any(mount == path or mount in path.parents for mount in mounted):
+                raise UserError(
+                    f"hydra.launcher.volumes: `{path}` lies on none of them; jobs, code and data must lie where pods "
+                    "see them, at the same path"
+                )
+        wanted: list[tuple[str, Any, str]]
+        wanted = [("volumes", PersistentVolumeClaim, v["claim"]) for v in self.pods.volumes if "claim" in v]
+        wanted += [("secrets", Secret, name) for name in self.pods.secrets]
+        for key, kind, name in wanted:
+            try:
+                self.client.get(kind, name)
+            except ApiError as error:
+                if error.status.code == 404:
+                    raise UserError(f"hydra.launcher.{key}: there is no {kind.__name__} `{name}` here") from None
+                if error.status.code != 403:  # who may not look may perhaps use
+                    raise
+        for manifest in self.manifests(_name(title, folder, "check"), folder):
+            if manifest is not None:
+                try:
+                    self.client.create(manifest, dry_run=True)
+                except ApiError as error:
+                    raise UserError(f"hydra.launcher: Kubernetes refuses such jobs: {error.status.message}") from None
+
+    def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
+        """Write the manifests without submitting; returns their file."""
+        from lightkube.codecs import dump_all_yaml
+
+        named = [self.manifests(_name_of(job), job.folder) for job in jobs]
+        objects: list[Any] = [manifest for pair in named for manifest in pair if manifest is not None]
+        write_atomic(place / MANIFEST, str(dump_all_yaml(objects)))
+        return place / MANIFEST
+
+    def submit(self, job: Job) -> None:
+        """Create a job's objects; where they are there already, it was submitted before."""
+        from lightkube.core.exceptions import ApiError
+        from lightkube.models.meta_v1 import OwnerReference
+
+        name = _name_of(job)
+        manifest, service = self.manifests(name, job.folder)
+        self.write([job], job.folder)
+        namespace = self.client.namespace
+        write_json(job.folder / HANDLE, {"backend": "kubernetes", "id": f"{namespace}/{name}"}, durable=False)
+        try:
+            made = self._asking(lambda: self.client.create(manifest))
+        except ApiError as error:
+            if error.status.code != 409:
+                raise UserError(f"hydra.launcher: Kubernetes refuses the job: {error.status.message}") from None
+            made = self.client.get(type(manifest), name)
+        if service is not None:
+            assert service.metadata is not None and made.metadata is not None
+            owner = OwnerReference(apiVersion="batch/v1", kind="Job", name=name, uid=made.metadata.uid or "")
+            service.metadata.ownerReferences = [owner]  # it goes when the Job goes
+            try:
+                self._asking(lambda: self.client.create(service))
+            except ApiError as error:
+                if error.status.code != 409:
+                    raise
+        self._asked = 0.0
+
+    def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
+        """Create many jobs; a queue (Kueue) or the cluster's room says how many run at once."""
+        for job in jobs:
+            self.submit(job)
+
+    # Where jobs are
+
+    @property
+    def client(self) -> Client:
+        """The connection to the API server.
+
+        Raises:
+            UserError: when no cluster is known.
+        """
+        if self._client is None:
+            try:
+                from lightkube import Client, KubeConfig
+                from lightkube.core.exceptions import ConfigError
+            except ImportError:
+                raise UserError(
+                    "hydra/launcher: kubernetes needs lightkube: pip install 'declarative-experiments[kubernetes]'"
+                ) from None
+            try:
+                config = KubeConfig.from_env().get(self.pods.context)
+                self._client = Client(config=config, namespace=self.pods.namespace)
+            except (ConfigError, OSError) as error:
+                raise UserError(f"hydra/launcher: no cluster is known (KUBECONFIG, ~/.kube/config): {error}") from None
+        return self._client
+
+    def phases(self, jobs: Sequence[Job]) -> list[Phase]:
+        """Return where jobs are; one question for all, at most once a second. A final result outranks Kubernetes."""
+        self._look()
+        return [self._phase(job) for job in jobs]
+
+    def _phase(self, job: Job) -> Phase:
+        if job.needs_nothing():
+            return Phase.gone
+        found = self._jobs.get(_handle(job))
+        if found is None or _condition(found, "Complete", "Failed"):
+            return Phase.gone
+        status = found.status
+        return Phase.running if status is not None and (status.ready or 0) > 0 else Phase.waiting
+
+    def _look(self) -> None:
+        if time.monotonic() - self._asked < _POLL_S:
+            return
+        from lightkube.resources.batch_v1 import Job as ClusterJob
+
+        listed = self._asking(lambda: list(self.client.list(ClusterJob, labels=dict(MANAGED))))
+        self._jobs = {job.metadata.name: job for job in listed if job.metadata and job.metadata.name}
+        self._asked = time.monotonic()
+
+    def state(self, job: Job) -> str:
+        """Return Kubernetes' own words for where a job is."""
+        self._look()
+        found = self._jobs.get(_handle(job))
+        if found is None:
+            return "gone"
+        ended = _condition(found, "Complete", "Failed", "Suspended")
+        if ended is not None:
+            return f"{ended.type} ({ended.reason})" if ended.reason else ended.type
+        status = found.status
+        return f"{(status.ready or 0) if status else 0} of {self.pods.nodes} pods ready"
+
+    def wait(self, seconds: float) -> None:
+        """Wait a little."""
+        time.sleep(max(seconds, _WAIT_S))
+
+    def stop(self, job: Job) -> None:
+        """Leave it to the job, which sees that it was asked to; one that has not begun is taken away."""
+        self._asked = 0.0
+        if self.phases([job]) == [Phase.waiting]:
+            self.kill(job)
+
+    def kill(self, job: Job) -> None:
+        """Delete a job and its pods."""
+        from lightkube.core.exceptions import ApiError
+        from lightkube.resources.batch_v1 import Job as ClusterJob
+        from lightkube.types import CascadeType
+
+        with suppress(ApiError):
+            self.client.delete(ClusterJob, _handle(job), cascade=CascadeType.BACKGROUND)
+        self._asked = 0.0
+
+    def why_gone(self, job: Job) -> str | None:
+        """Return how Kubernetes says that a job ended, and its pods."""
+        from lightkube.resources.core_v1 import Pod
+
+        found = self._jobs.get(_handle(job))
+        if found is None:
+            return "its Job is gone from the cluster"
+        ended = _condition(found, "Failed")
+        if ended is None:
+            return None
+        reasons = set()
+        for pod in self._asking(lambda: list(self.client.list(Pod, labels={"experiments/job": _handle(job)}))):
+            for container in (pod.status.containerStatuses or []) if pod.status else []:
+                over = container.state.terminated if container.state else None
+                if over is not None and over.exitCode:
+                    reasons.add(f"{over.reason or 'Error'}, exit code {over.exitCode}")
+        pods = f" (pods: {'; '.join(sorted(reasons))})" if reasons else ""
+        return f"Kubernetes says {ended.reason}: {ended.message}{pods}"
+
+    def close(self) -> None:
+        """Jobs go on."""
+
+    def _asking(self, ask: Any) -> Any:
+        """Ask the API server, several times when it is away or overwhelmed."""
+        from lightkube.core.exceptions import ApiError
+
+        for attempt in range(_TRIES):
+            try:
+                return ask()
+            except ApiError as error:
+                if attempt == _TRIES - 1 or (error.status.code not in (410, 429) and (error.status.code or 0) < 500):
+                    raise
+            except OSError:
+                if attempt == _TRIES - 1:
+                    raise
+            time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def _condition(job: Any, *types: str) -> Any:
+    conditions = (job.status.conditions or []) if job.status else []
+    return next((c for c in conditions if c.type in types and c.status == "True"), None)
+
+
+def _handle(job: Job) -> str:
+    with suppress(OSError, json.JSONDecodeError):
+        return str(json.loads((job.folder / HANDLE).read_text(encoding="utf-8"))["id"]).rpartition("/")[2]
+    return ""
+
+
+def _name_of(job: Job) -> str:
+    """Return the name of a job's attempt in the cluster: the same whenever it is asked for."""
+    return _name(str(job.notes["title"]), job.folder, job.attempt)
+
+
+def _name(title: str, folder: Path, attempt: str) -> str:
+    digest = hashlib.sha256(f"{folder}\0{attempt}".encode()).hexdigest()[:8]
+    slug = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")[: _NAME_LENGTH - 13]
+    return f"exp-{slug}-{digest}".replace("--", "-")
