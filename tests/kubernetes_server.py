@@ -127,6 +127,12 @@ class Cluster:
                 json.dumps([o for o in found if wanted.items() <= o["metadata"].get("labels", {}).items()])
             )
 
+    def patch(self, kind: str, name: str, given: Object) -> Object:
+        with self.lock:
+            self.get(kind, name)
+            self.objects[kind, name]["metadata"] |= given["metadata"] | {"resourceVersion": str(next(self.counter))}
+            return self.get(kind, name)
+
     def delete(self, kind: str, name: str, policy: str | None) -> Object:
         with self.lock:
             found = self.get(kind, name)
@@ -336,11 +342,13 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
                     }  # fmt: skip
                 case "GET", _:
                     return 200, cluster.get(kind, name)
+                case "PATCH", _:
+                    return 200, cluster.patch(kind, name, given)
                 case "DELETE", _:
                     return 200, cluster.delete(kind, name, given.get("propagationPolicy"))
             raise Refused(405, "MethodNotAllowed", self.command)
 
-        do_GET = do_POST = do_DELETE = _handle
+        do_GET = do_POST = do_PATCH = do_DELETE = _handle
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

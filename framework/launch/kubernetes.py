@@ -298,7 +298,6 @@ class KubernetesBackend:
     def submit(self, job: Job) -> None:
         """Create a job's objects; where they are there already, it was submitted before."""
         from lightkube.core.exceptions import ApiError
-        from lightkube.models.meta_v1 import OwnerReference
 
         name = _name_of(job)
         manifest, service = self.manifests(name, job.folder)
@@ -306,21 +305,27 @@ class KubernetesBackend:
         namespace = self.client.namespace
         write_json(job.folder / HANDLE, {"backend": "kubernetes", "id": f"{namespace}/{name}"}, durable=False)
         try:
-            made = self._asking(lambda: self.client.create(manifest))
+            if service is not None:  # before pods ask for it
+                self._create(service)
+            made = self._create(manifest)
+        except ApiError as error:
+            raise UserError(f"hydra.launcher: Kubernetes refuses the job: {error.status.message}") from None
+        if service is not None:
+            assert made.metadata is not None
+            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": made.metadata.uid}
+            self._asking(lambda: self.client.patch(type(service), name, {"metadata": {"ownerReferences": [owner]}}))
+        self._asked = 0.0
+
+    def _create(self, manifest: Any) -> Any:
+        """Create an object; one that is there has the name of this very attempt, and is what was wanted."""
+        from lightkube.core.exceptions import ApiError
+
+        try:
+            return self._asking(lambda: self.client.create(manifest))
         except ApiError as error:
             if error.status.code != 409:
-                raise UserError(f"hydra.launcher: Kubernetes refuses the job: {error.status.message}") from None
-            made = self.client.get(type(manifest), name)
-        if service is not None:
-            assert service.metadata is not None and made.metadata is not None
-            owner = OwnerReference(apiVersion="batch/v1", kind="Job", name=name, uid=made.metadata.uid or "")
-            service.metadata.ownerReferences = [owner]  # it goes when the Job goes
-            try:
-                self._asking(lambda: self.client.create(service))
-            except ApiError as error:
-                if error.status.code != 409:
-                    raise
-        self._asked = 0.0
+                raise
+            return self.client.get(type(manifest), manifest.metadata.name)
 
     def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
         """Create many jobs; a queue (Kueue) or the cluster's room says how many run at once."""
