@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -43,10 +42,12 @@ class Site:
 
     def __init__(self, folder: Path, trials: int) -> None:
         self.folder, self.slurm = folder, folder / "slurm"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["SLURM_PORT"] = str(probe.getsockname()[1] - 20)
-        self._script("up", str(NODES))
+        os.environ["SLURM_PORT"] = str(random.SystemRandom().randrange(20_000, 30_000))
+        try:
+            self._script("up", str(NODES))
+        except subprocess.CalledProcessError:
+            self._script("down")
+            raise
         os.environ["SLURM_CONF"] = str(self.slurm / "slurm.conf")
         seeds = ",".join(map(str, range(trials)))
         self.command = [

@@ -18,12 +18,30 @@ if TYPE_CHECKING:
 
     from framework.models.saved import SavedModel
 
-MODEL = "model.onnx"
+MODEL, ENGINE = "model.onnx", "tensorrt.sh"
+
+
+def _engine_script(example: Sequence[Tensor], inputs: Sequence[str]) -> str:
+    """Return a program that builds a TensorRT engine of the model, for batches of 1 to 64."""
+    shapes = {
+        size: ",".join(
+            f"{name}:{'x'.join(map(str, (size, *x.shape[1:])))}" for name, x in zip(inputs, example, strict=True)
+        )
+        for size in (1, 32, 64)
+    }
+    return f"""#!/bin/sh
+# Builds model.plan, an engine for this machine's GPU, where NVIDIA's TensorRT is; options of trtexec go on.
+cd "$(dirname "$0")" || exit 1
+exec trtexec --onnx={MODEL} --saveEngine=model.plan --minShapes={shapes[1]} --optShapes={shapes[32]} \\
+  --maxShapes={shapes[64]} "$@"
+"""
 
 
 @dataclass(frozen=True)
 class Onnx:
     """Writes `model.onnx`, one file with the weights inside (below ONNX's limit of 2 GB), batch axis dynamic.
+
+    Beside it lies `tensorrt.sh`, which builds an engine of it where TensorRT is.
 
     Args:
         opset: version of ONNX's operator set.
@@ -70,6 +88,8 @@ def load(folder, threads):
                 raise UserError(
                     f"export.onnx: the model cannot be written as ONNX: {innermost_reason(error)}"
                 ) from error
+
+        (folder / ENGINE).write_text(_engine_script(example, inputs), encoding="utf-8")
 
     def load(self, folder: Path, threads: int) -> Predict:
         import onnxruntime

@@ -183,6 +183,9 @@ def test_every_runtime_gives_the_models_outputs_and_its_package_checks_itself(
     folder = record.folder / "export" / "onnx"
     done = subprocess.run(["sha256sum", "-c", "checksums.txt"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+    engine = subprocess.run(["sh", "-n", "tensorrt.sh"], cwd=folder, capture_output=True, text=True)
+    assert engine.returncode == 0, engine.stderr
+    assert "--minShapes=image:1x1x8x8 --optShapes=image:32x1x8x8" in (folder / "tensorrt.sh").read_text()
     np.save(folder.parent / "rows.npy", np.load(folder / "examples.npz")["raw_image"][:3])
     shown = subprocess.run([sys.executable, "predict.py", "../rows.npy"], cwd=folder, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
