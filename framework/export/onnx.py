@@ -23,12 +23,8 @@ MODEL, ENGINE = "model.onnx", "tensorrt.sh"
 
 def _engine_script(example: Sequence[Tensor], inputs: Sequence[str]) -> str:
     """Return a program that builds a TensorRT engine of the model, for batches of 1 to 64."""
-    shapes = {
-        size: ",".join(
-            f"{name}:{'x'.join(map(str, (size, *x.shape[1:])))}" for name, x in zip(inputs, example, strict=True)
-        )
-        for size in (1, 32, 64)
-    }
+    rows = {name: [*x.shape[1:]] for name, x in zip(inputs, example, strict=True)}
+    shapes = {n: ",".join(f"{name}:{'x'.join(map(str, [n, *row]))}" for name, row in rows.items()) for n in (1, 32, 64)}
     return f"""#!/bin/sh
 # Builds model.plan, an engine for this machine's GPU, where NVIDIA's TensorRT is; options of trtexec go on.
 cd "$(dirname "$0")" || exit 1

@@ -62,15 +62,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real SLURM of two virtual nodes on loopback; yields the folder of its configuration, logs and state."""
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as folder:
+        yield folder
+
+
+@contextmanager
+def running_slurm(folder: Path, **environment: str) -> Iterator[Path]:
+    """Run a SLURM of two nodes, and point this process and its children at it."""
     for program in ("slurmctld", "slurmd", "sbatch", "munged"):
         need(program)
-    folder = tmp_path_factory.mktemp("slurm")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1] - 20)
     script = str(HOME / "scripts" / "slurm_local")
     up = subprocess.run(
-        [script, "up", str(folder), "2"], env={**os.environ, "SLURM_PORT": port}, capture_output=True, text=True
+        [script, "up", str(folder), "2"],
+        env={**os.environ, "SLURM_PORT": port, **environment},
+        capture_output=True,
+        text=True,
     )
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")

@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from framework.launch.backend import Phase
 from framework.launch.jobs import Job
+from framework.launch.remote import Remote
+from framework.launch.slurm import Resources, SlurmBackend
 from framework.record.run import RunRecord
 from tests.conftest import HOME, Command
+from tests.integration.conftest import need, running_slurm
 
 pytestmark = pytest.mark.integration
 
@@ -210,3 +215,23 @@ def test_a_grid_is_left_to_an_array_and_collected_by_the_same_command(
     assert "3 trials: 3 completed" in done.stdout
     (folder,) = outputs.glob("sweeps/*")
     assert {Job(p).attempts for p in (folder / "trials").iterdir()} == {1}  # none was submitted twice
+
+
+def test_where_the_queue_forgets_accounts_tell_how_a_job_ended(tmp_path: Path) -> None:
+    need("slurmdbd")
+    need("mariadbd")
+    with running_slurm(tmp_path / "slurm", SLURM_ACCOUNTING="1"):
+        backend = SlurmBackend(1, Resources(), Remote("/bin/true", tmp_path))
+        jobs = [Job.create(tmp_path / name, OmegaConf.create(), [], {"title": name}) for name in ("done", "killed")]
+        backend.submit(jobs[0])
+        SlurmBackend(1, Resources(extra={"hold": True}), Remote("/bin/true", tmp_path)).submit(jobs[1])
+        backend.kill(jobs[1])
+
+        def forgotten() -> bool:
+            return queue("-t", "all") == []
+
+        eventually(forgotten)
+        eventually(lambda: backend.phases(jobs) == [Phase.gone, Phase.gone])
+        assert backend.state(jobs[0]) == "COMPLETED"
+        assert backend.why_gone(jobs[0]) is None
+        assert backend.why_gone(jobs[1]) == "SLURM says CANCELLED"
