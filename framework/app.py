@@ -105,6 +105,11 @@ def _check_and_run(config: DictConfig, overrides: list[str], origins: Origins) -
     elif launcher is not None:
         from framework.launch.submission import submit_experiment
 
+        if config.resume == "auto" and config.run_dir is None:
+            from framework.runner import unfinished
+
+            before = unfinished(config)
+            config.run_dir = None if before is None else str(before)
         submit_experiment(config, overrides, launcher, _launcher_node())
     elif config.dry_run:
         print("the config is sound; it would run in this process (dry_run)")

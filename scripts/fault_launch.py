@@ -69,7 +69,8 @@ class Site:
 
     def workers(self, node: int | None = None) -> list[int]:
         """Return the processes of trials: all, or those of a node."""
-        found = subprocess.run(["pgrep", "-f", "python.* -m framework.launch.worker"], capture_output=True, text=True)
+        pattern = f"python.* -m framework.launch.worker {self.folder}"
+        found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
         numbers = []
         for pid in map(int, found.stdout.split()):
             try:

@@ -16,9 +16,7 @@ from framework.record.run import RunRecord
 from .backend import Phase
 from .cluster import ClusterBackend, ClusterLauncher, cluster_launcher
 from .jobs import HANDLE, JOB, LOG, Job, Status
-from .submission import FOLDER, follow, raise_unless_well
-
-_LOOKS = 4
+from .submission import FOLDER, follow, is_over, raise_unless_well
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -102,15 +100,6 @@ def _state(job: Job) -> str:
     return f"{state}, {result.status} before" if result is not None else state
 
 
-def _is_over(job: Job, backend: ClusterBackend) -> bool:
-    """Return whether a job is over; one that is requeued may seem to be for a moment."""
-    for _ in range(_LOOKS):
-        if backend.phases([job]) == [Phase.gone]:
-            return True
-        backend.wait(1.0)
-    return False
-
-
 def status(arguments: argparse.Namespace) -> None:
     """`jobs status`."""
     jobs = jobs_in(arguments.path)
@@ -173,7 +162,7 @@ def resubmit(arguments: argparse.Namespace) -> None:
         result = job.result()
         if result is not None and result.status is Status.completed:
             print(f"{_shown(job)}: is completed")
-        elif (job.folder / HANDLE).exists() and not _is_over(job, backend):
+        elif (job.folder / HANDLE).exists() and not is_over(job, backend):
             print(f"{_shown(job)}: is not over")
         else:
             job.begin_again()

@@ -102,7 +102,9 @@ class Job:
 
     @classmethod
     def create(cls, folder: Path, config: DictConfig, overrides: Sequence[str], notes: Mapping[str, Any]) -> Job:
-        """Write a job down; `notes` are of whoever makes it."""
+        """Write a job down, in place of one that is over; `notes` are of whoever makes it."""
+        for name in (RESULT, STOP, HANDLE, FAILURES):
+            (folder / name).unlink(missing_ok=True)
         write_atomic(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True), durable=False)
         described = {"attempt": secrets.token_hex(4), "attempts": 1, "overrides": list(overrides), "notes": dict(notes)}
         write_json(folder / JOB, described, durable=False)

@@ -15,10 +15,10 @@ from framework.record.run import RunRecord
 
 from .backend import Phase
 from .cluster import ClusterBackend, ClusterLauncher
-from .jobs import LOG, Job, Result
+from .jobs import HANDLE, LOG, Job, Result
 
 FOLDER = "job"
-_POLL_S = 0.3
+_POLL_S, _LOOKS = 0.3, 4
 
 
 def submit_experiment(
@@ -38,27 +38,49 @@ def submit_experiment(
     """
     outputs = Path(config.outputs).resolve()
     record = RunRecord.create(outputs, config.name, Path(config.run_dir) if config.run_dir else None)
-    record.update(status="not submitted")
+    if not (record.folder / FOLDER / HANDLE).exists():
+        record.update(status="not submitted")
     with open_dict(config):
         config.run_dir = str(record.folder)
         dry, config.dry_run = config.dry_run, False
     try:
         backend = launcher.backend(1, outputs)
+        _require_idle(record.folder / FOLDER, backend)
         backend.check(config.name, record.folder / FOLDER)
     except UserError as error:
-        record.end("failed", str(error))
+        if not (record.folder / FOLDER / HANDLE).exists():
+            record.end("failed", str(error))
         raise
     job = Job.create(record.folder / FOLDER, config, overrides, {"title": config.name, "launcher": dict(node)})
     print(f"cost    at most {launcher.cost(1)}")
     if dry:
         print(f"script  {backend.write([job], job.folder)}  (not submitted: dry_run)")
         return
-    backend.submit(job)
-    record.update(status="submitted")
+    record.update(status="submitted")  # before: the record is the job's once there is one
+    try:
+        backend.submit(job)
+    except UserError as error:
+        record.end("failed", str(error))
+        raise
     print(f"run     {record.folder}")
     print(f"job     {backend.state(job)}; python -m framework jobs status {record.folder}", flush=True)
     if launcher.wait:
         raise_unless_well(follow(job, backend))
+
+
+def _require_idle(folder: Path, backend: ClusterBackend) -> None:
+    """Make sure that no earlier job works on a run."""
+    if (folder / HANDLE).exists() and not is_over(Job(folder), backend):
+        raise UserError(f"run_dir: a job works on `{folder.parent}`; `python -m framework jobs cancel` ends it")
+
+
+def is_over(job: Job, backend: ClusterBackend) -> bool:
+    """Return whether a job is over; one that is requeued may seem to be for a moment."""
+    for _ in range(_LOOKS):
+        if backend.phases([job]) == [Phase.gone]:
+            return True
+        backend.wait(1.0)
+    return False
 
 
 def follow(job: Job, backend: ClusterBackend) -> Result | None:

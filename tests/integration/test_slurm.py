@@ -142,20 +142,20 @@ def undisturbed(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return RunRecord(newest(outputs)).metrics
 
 
-def requeued(number: str, _: Path) -> None:
+def requeued(number: str, slurm: Path, run: Path) -> None:
     subprocess.run(["scontrol", "requeue", number], check=True)
 
 
-def preempted(number: str, slurm: Path) -> None:
+def preempted(number: str, slurm: Path, run: Path) -> None:
     job = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
     subprocess.run(job, check=True, capture_output=True)
     eventually(lambda: number not in queue("-t", "RUNNING", "-o", "%A"))
 
 
-def node_lost(number: str, slurm: Path) -> None:
+def node_lost(number: str, slurm: Path, run: Path) -> None:
     """Kill a node's daemon and what the job runs, on both nodes; the node comes back later."""
     os.kill(int((slurm / "run" / "slurmd.n2.pid").read_text()), signal.SIGKILL)
-    subprocess.run(["pkill", "-KILL", "-f", "slurmstepd|framework.launch.worker|framework.training.rank"])
+    subprocess.run(["pkill", "-KILL", "-f", f"(framework.launch.worker|framework.training.rank) {run}"])
     eventually(lambda: number not in queue("-t", "RUNNING", "-o", "%A"))
     subprocess.run(
         ["unshare", "--mount", "bash", "-c", f"mount --bind '{slurm}/hosts' /etc/hosts && exec slurmd -N n2 -f '{slurm}/slurm.conf'"],
@@ -165,7 +165,7 @@ def node_lost(number: str, slurm: Path) -> None:
 
 @pytest.mark.parametrize("disturb", [requeued, preempted, node_lost])
 def test_two_nodes_go_on_exactly_where_they_were_disturbed(
-    disturb: Callable[[str, Path], None], undisturbed: dict[str, float], slurm: Path, outputs: Path
+    disturb: Callable[[str, Path, Path], None], undisturbed: dict[str, float], slurm: Path, outputs: Path
 ) -> None:
     with submitted(
         *SMALL, *SHORT, *TWO_NODES, LOOPBACK, f"outputs={outputs}", "hydra.launcher.partition=low"
@@ -173,7 +173,7 @@ def test_two_nodes_go_on_exactly_where_they_were_disturbed(
         eventually(lambda: list(outputs.glob("digits/*/checkpoints/step_*")))
         run = newest(outputs)
         number = json.loads((run / "job" / "handle.json").read_text())["id"]
-        disturb(number, slurm)
+        disturb(number, slurm, run)
         assert waiting.wait(240) == 0
     metrics = RunRecord(run).metrics
     for name in ("val/loss", "test/loss", "test/accuracy"):
