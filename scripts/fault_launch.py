@@ -124,6 +124,8 @@ def main() -> int:
         site = Site(Path(place), arguments.trials)
         done: dict[str, int] = {}
         try:
+            while not list(Path(place).glob("o/sweeps/*/trials/*/handle.json")):
+                time.sleep(0.5)
             while sum(done.values()) < arguments.kills and site.controller.poll() is None:
                 time.sleep(random.uniform(2, 10))
                 if site.controller.poll() is None:
