@@ -8,10 +8,11 @@ Any node of a config may carry `_requires_`, a mapping from a config key to what
       compress: {lacks: [static_int8], because: this runtime has no int8 kernels}
       package.onnxruntime: {extra: onnx}
       compress: {ends_with: static_int8}
+      model._target_: {none_of: [mine.Transformer], unless: {compress: {lacks: [static_int8]}}}
 
-Besides config keys there are facts: `machine.gpus`, `machine.cpus`, `machine.accelerator`,
-`machine.compute_capability`, `run.accelerator` (what training will use),
-`run.world_size` (processes in all) and `package.<name>` (an import that must be there).
+A rule with `unless` holds only where those other requirements are not met. Besides config keys there are facts:
+`machine.gpus`, `machine.cpus`, `machine.accelerator`, `machine.compute_capability`, `run.accelerator` (what training
+will use), `run.world_size` (processes in all) and `package.<name>` (an import that must be there).
 """
 
 from __future__ import annotations
@@ -59,15 +60,21 @@ def unmet(cfg: DictConfig, owner: str, requires: Mapping[str, Any]) -> Iterator[
             if not has_package(package):
                 yield f"needs the package `{package}`: pip install 'declarative-experiments[{rule['extra']}]'"
             continue
-        try:
-            value = known[key] if key in known else OmegaConf.select(cfg, key)
-        except OmegaConfBaseException:
-            continue  # reported as an interpolation that does not resolve
-        complaint = _complaint(key, plain(value), rule)
-        if complaint:
+        excuse = rule.get("unless")
+        if excuse and not any(_of_key(cfg, known, other, wanted) for other, wanted in excuse.items()):
+            continue
+        if complaint := _of_key(cfg, known, key, rule):
             because = f" ({rule['because']})" if rule.get("because") else ""
             instead = f"; use {rule['instead']}" if rule.get("instead") else ""
             yield f"{complaint}{because}{instead}"
+
+
+def _of_key(cfg: DictConfig, known: Mapping[str, Any], key: str, rule: Mapping[str, Any]) -> str | None:
+    try:
+        value = known[key] if key in known else OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None  # reported as an interpolation that does not resolve
+    return _complaint(key, plain(value), rule)
 
 
 def _complaint(key: str, value: Any, rule: Mapping[str, Any]) -> str | None:
