@@ -161,7 +161,7 @@ def judge(place: Path, trials: int) -> list[str]:
     counts = json.loads((sweep / "study.json").read_text())["counts"]
     if counts["completed"] != trials:
         bad.append(f"the study counts {counts}")
-    for seed in random.sample(range(trials), 4):
+    for seed in random.sample(sorted(results), min(4, len(results))):
         undisturbed = place / "undisturbed" / str(seed)
         command = [sys.executable, "run.py", *SMALL, f"seed={seed}", f"outputs={place}/o", f"run_dir={undisturbed}"]
         subprocess.run(command, cwd=HOME, check=True, stdout=subprocess.DEVNULL)

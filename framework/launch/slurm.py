@@ -170,8 +170,8 @@ export FRAMEWORK_NODES=$SLURM_JOB_NUM_NODES
 export FRAMEWORK_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export FRAMEWORK_START=$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 --output="$job/{LOG}" --open-mode=append \\
-  bash -c 'export FRAMEWORK_NODE_RANK=$SLURM_NODEID; exec "$@"' node {self.remote.worker()} "$job"
-code=$?
+  bash -c 'trap "" USR1; export FRAMEWORK_NODE_RANK=$SLURM_NODEID; exec "$@"' node {self.remote.worker()} "$job"
+code=$?  # USR1 is heard by the worker once it can; before, it must not end it
 
 # Who saved its state goes on in another turn, unless it was asked to end; who failed by its own fault does not.
 if [ $code -eq 0 ] || [ $code -eq {EXIT_USER} ] || [ -f "$job/{STOP}" ]; then exit $code; fi

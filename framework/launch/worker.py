@@ -140,7 +140,8 @@ def _watch_for_stop(folder: Path) -> None:
 if __name__ == "__main__":
     if log := os.environ.get("FRAMEWORK_LOG"):
         _copy_output(Path(log))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))  # as process 1 it would not be heard otherwise
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # process 1 of a pod would not hear them otherwise
+        signal.signal(number, lambda *_: os._exit(EXIT_PREEMPTED))
     ended = run_job(Path(sys.argv[1]))
     sys.stdout.flush()
     os._exit(ended)
