@@ -151,10 +151,10 @@ def judge(place: Path, trials: int) -> list[str]:
     bad = []
     (sweep,) = (place / "o" / "sweeps").iterdir()
     jobs = [Job(folder) for folder in (sweep / "trials").iterdir()]
-    seeds = sorted(job.notes["values"]["seed"] for job in jobs)
+    seeds = sorted(int(job.notes["values"]["seed"]) for job in jobs)
     if seeds != list(range(trials)):
         bad.append(f"points are missing or were tried twice: {seeds}")
-    results = {job.notes["values"]["seed"]: job.result() for job in jobs}
+    results = {int(job.notes["values"]["seed"]): job.result() for job in jobs}
     for seed, result in results.items():
         if result is None or str(result.status) != "completed":
             bad.append(f"seed {seed}: {result}")
