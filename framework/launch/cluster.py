@@ -56,6 +56,7 @@ class ClusterLauncher(Launcher):
     def __init__(self, wait: bool = True, snapshot: bool = True, snapshot_mb: float = 100) -> None:
         self.wait, self.snapshot, self.snapshot_mb = wait, snapshot, snapshot_mb
         self._taken: Snapshot | None = None
+        self._folder = Path.cwd()
 
     nodes = 1
     gpus_per_node = 0
@@ -81,6 +82,19 @@ class ClusterLauncher(Launcher):
             self._taken = take_snapshot(outputs / SNAPSHOTS, self.snapshot_mb)
             print(f"code    {self._taken.folder}  ({bytes_text(size_of(self._taken.folder))})")
         return self._taken
+
+    def where(self) -> dict[str, Any]:
+        """Return where jobs run, and by which code, as plain values; known once there is a backend."""
+        taken = self._taken
+        imports = [str(place) for place in taken.imports] if taken else []
+        return {"folder": str(self._folder), "snapshot": str(taken.folder) if taken else None, "imports": imports}
+
+    def send_to(self, where: Mapping[str, Any]) -> None:
+        """Have jobs run where, and by the code by which, earlier ones did; see `where`."""
+        self._folder = Path(where["folder"])
+        self.snapshot = where["snapshot"] is not None
+        if self.snapshot:
+            self._taken = Snapshot(Path(where["snapshot"]), tuple(Path(place) for place in where["imports"]))
 
 
 class SlurmLauncher(ClusterLauncher):
@@ -130,7 +144,7 @@ class SlurmLauncher(ClusterLauncher):
         self.resources.options()
 
     def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
-        remote = Remote(self.python, Path.cwd(), self.code(outputs), self.modules, self.shell)
+        remote = Remote(self.python, self._folder, self.code(outputs), self.modules, self.shell)
         tries = self.retries if retries is None else retries
         return SlurmBackend(slots, self.resources, remote, self.grace_s, tries, self.backoff_s)
 
@@ -168,7 +182,7 @@ class KubernetesLauncher(ClusterLauncher):
         self.python, self.grace_s, self.retries = python, grace_s, retries
 
     def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
-        remote = Remote(self.python, Path.cwd(), self.code(outputs))
+        remote = Remote(self.python, self._folder, self.code(outputs))
         return KubernetesBackend(slots, self.pods, remote, self.grace_s, self.retries if retries is None else retries)
 
     def cost(self, jobs: int) -> str:

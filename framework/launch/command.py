@@ -63,8 +63,9 @@ def backend_of(job: Job) -> ClusterBackend:
     node = job.notes.get("launcher")
     if node is None:
         raise UserError(f"`{job.folder}` was run on this machine, by a sweep; its own command looks after it")
-    launcher = cluster_launcher({**node, "snapshot": False})
+    launcher = cluster_launcher(node)
     assert isinstance(launcher, ClusterLauncher)
+    launcher.send_to(job.notes["where"])
     return launcher.backend(1, job.folder)
 
 
@@ -136,7 +137,8 @@ def cancel(arguments: argparse.Namespace) -> None:
         if backend.phases([job]) == [Phase.gone]:
             print(f"{_shown(job)}: is over")
             continue
-        job.ask_to_stop(Status.cancelled, "cancelled by `jobs cancel`")
+        of_sweep = "number" in job.notes  # whose controller would begin a trial again that was only stopped
+        job.ask_to_stop(Status.failed if of_sweep else Status.cancelled, "cancelled by `jobs cancel`")
         backend.stop(job)
         print(f"{_shown(job)}: asked to save its state and end")
 

@@ -51,7 +51,7 @@ def submit_experiment(
         if not (record.folder / FOLDER / HANDLE).exists():
             record.end("failed", str(error))
         raise
-    job = Job.create(record.folder / FOLDER, config, overrides, {"title": config.name, "launcher": dict(node)})
+    job = Job.create(record.folder / FOLDER, config, overrides, _notes(config, launcher, node))
     print(f"cost    at most {launcher.cost(1)}")
     if dry:
         print(f"script  {backend.write([job], job.folder)}  (not submitted: dry_run)")
@@ -66,6 +66,10 @@ def submit_experiment(
     print(f"job     {backend.state(job)}; python -m framework jobs status {record.folder}", flush=True)
     if launcher.wait:
         raise_unless_well(follow(job, backend))
+
+
+def _notes(config: DictConfig, launcher: ClusterLauncher, node: Mapping[str, Any]) -> dict[str, Any]:
+    return {"title": config.name, "launcher": dict(node), "where": launcher.where()}
 
 
 def _require_idle(folder: Path, backend: ClusterBackend) -> None:

@@ -208,8 +208,10 @@ class HydraSweeper(Sweeper):
     def _notes(self) -> dict[str, Any]:
         """Return what is written down of every job, so that `jobs` can look after it."""
         assert self.config is not None
-        node = as_plain(self.config.hydra.launcher) if self._cluster() is not None else None
-        return {"title": self.config.name, "launcher": node}
+        if (cluster := self._cluster()) is None:
+            return {}
+        node = as_plain(self.config.hydra.launcher)
+        return {"title": self.config.name, "launcher": node, "where": cluster.where()}
 
     def _let_go(self, sweep: Sweep, controller: Controller) -> int:
         """Submit all trials as one array, or write what would be submitted, and leave them to the cluster."""

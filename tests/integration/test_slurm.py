@@ -110,11 +110,13 @@ def test_a_job_outlives_its_submitter_and_is_cancelled_and_sent_again_from_elsew
     result = Job(run / "job").result()
     assert result is not None
     assert (str(result.status), result.error) == ("cancelled", "cancelled by `jobs cancel`")
-    again = command("jobs", "resubmit", str(run), module=True)
+    code = RunRecord(run)["environment"]["git"]
+    again = command("jobs", "resubmit", str(run), module=True, cwd=outputs)  # the code is that of the first submission
     assert again.returncode == 0, again.stderr
     followed = command("jobs", "logs", "-f", str(run), module=True)
     assert followed.returncode == 0, followed.stderr
     assert RunRecord(run)["status"] == "completed"
+    assert RunRecord(run)["environment"]["git"] == code
     assert "is completed" in command("jobs", "resubmit", str(run), module=True).stdout
 
 
