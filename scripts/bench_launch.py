@@ -5,8 +5,15 @@
 It starts a SLURM of its own on this machine (`scripts/slurm_local`: needs root, and Debian's slurmctld, slurmd,
 slurm-client, munge). `many`: one array of jobs that end at once, submitted from one process: seconds, memory, bytes of
 code, and what asking after all of them costs. `turnaround`: from submission to the end of a job whose work is nothing,
-beside plain `sbatch` of the same command, and beside hydra-submitit-launcher (in an environment of its own,
-`.venv-peers-launch`, made on first use).
+beside plain `sbatch` of the same import. `submitit`: from the command to a job's first line, beside
+hydra-submitit-launcher (in an environment of its own, `.venv-peers-launch`, made on first use).
+
+Two cores, beside other work:
+1,000 jobs: snapshot 0.13 s, configs 5.10 s, sbatch and handles 0.21 s: 5.44 s in all
+  memory grew by 1.9 MB; snapshots: 1
+  one question for all: 0.079 s, 0.079 ms a job
+submission to end, work of nothing: ours 0.98 s, plain sbatch of the same import 1.00 s: -0.02 s
+command to a job's first line, two jobs: ours 1.7 s, hydra-submitit-launcher 2.0 s
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ CONFIG, JOB, HANDLE, REPORTS, STOP, LOG, RESULT, START, FAILURES = (
 START_VARIABLE = "FRAMEWORK_START"
 """Names this start of a job among those that its scheduler makes."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some 50 ms a job less than OmegaConf's
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOCK, _LOCK_TRIES, _LOCK_WAIT_S = ".lock", 20, 0.05
 
 
@@ -105,7 +106,7 @@ class Job:
         """Write a job down, in place of one that is over; `notes` are of whoever makes it."""
         for name in (RESULT, STOP, HANDLE, FAILURES):
             (folder / name).unlink(missing_ok=True)
-        write_atomic(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True), durable=False)
+        write_atomic(folder / CONFIG, _as_yaml(config), durable=False)
         described = {"attempt": secrets.token_hex(4), "attempts": 1, "overrides": list(overrides), "notes": dict(notes)}
         write_json(folder / JOB, described, durable=False)
         return cls(folder)
@@ -145,7 +146,7 @@ class Job:
 
     def change_config(self, config: DictConfig) -> None:
         """Have another config run; nobody may have begun."""
-        write_atomic(self.folder / CONFIG, OmegaConf.to_yaml(config, resolve=True), durable=False)
+        write_atomic(self.folder / CONFIG, _as_yaml(config), durable=False)
 
     def result(self) -> Result | None:
         """Return how the valid attempt ended; None as long as nothing says so."""
@@ -240,3 +241,8 @@ class Job:
     def is_held(self) -> bool:
         """Return whether a process of this machine runs the job."""
         return is_locked(self.folder / _LOCK)
+
+
+def _as_yaml(config: DictConfig) -> str:
+    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return yaml.dump(plain, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)

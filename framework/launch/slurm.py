@@ -26,7 +26,7 @@ from .jobs import FAILURES, HANDLE, LOG, STOP, Job, Status
 from .remote import Remote
 
 SCRIPT, LIST = "job.sh", "jobs.txt"
-_POLL_S, _WAIT_S = 1.0, 0.5
+_POLL_S, _WAIT_S, _HASTEN_S = 1.0, 0.5, 5.0
 _OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
     "REVOKED", "TIMEOUT",
@@ -140,6 +140,7 @@ class SlurmBackend:
         self._states: dict[str, tuple[str, str]] = {}
         self._asked = 0.0
         self._over: dict[Path, int] = {}
+        self._waiting: dict[Path, float] = {}
 
     # What is submitted
 
@@ -233,8 +234,10 @@ exit $code
         state, reason = self._states.get(_number(job), ("GONE", ""))
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"):
             self._over.pop(job.folder, None)
-            if reason == "BeginTime":  # SLURM lets a requeued job wait for two minutes
-                _ask("scontrol", "update", f"JobId={_number(job)}", "StartTime=now")
+            if reason == "BeginTime":
+                self._hasten(job)
+            else:
+                self._waiting.pop(job.folder, None)
             return Phase.waiting
         if state in _OVER or state == "GONE":
             result = job.result()
@@ -242,6 +245,15 @@ exit $code
             return Phase.gone if said or self._over.get(job.folder, 0) >= SURE_AFTER else Phase.running
         self._over.pop(job.folder, None)
         return Phase.running
+
+    def _hasten(self, job: Job) -> None:
+        """Start a requeued job, which SLURM lets wait for two minutes; one that starts too soon is refused by its node,
+        where it has not ended yet.
+        """
+        since = self._waiting.setdefault(job.folder, time.monotonic())
+        if time.monotonic() - since > _HASTEN_S:
+            del self._waiting[job.folder]
+            _ask("scontrol", "update", f"JobId={_number(job)}", "StartTime=now")
 
     def _look(self, jobs: Sequence[Job]) -> None:
         if time.monotonic() - self._asked < _POLL_S:
