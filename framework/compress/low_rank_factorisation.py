@@ -19,6 +19,7 @@ from .layers import chosen_layers, replace_layer
 from .passes import Compressed
 
 _KINDS = (nn.Conv2d, nn.Linear)
+_WORTH_IT = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class LowRankFactorisation:
         ratio: share of a layer's parameters that its two factors have together.
         finetune: how long to train afterwards, as a share of the experiment's own training; 0 for not at all.
         learning_rate_scale: factor on `optimizer.lr` for that.
-        layers: names (globs) of layers; None for all.
+        layers: names (globs) of layers; None for all that hold at least a hundredth of the weights: the others, such as
+            the first and the last, save little and cost much.
     """
 
     ratio: float = 0.5
@@ -45,7 +47,11 @@ class LowRankFactorisation:
 
     def apply(self, model: nn.Module, bench: Workbench, folder: Path) -> Compressed:
         ranks = {}
-        for name, layer in chosen_layers(model, _KINDS, self.layers, "low_rank_factorisation").items():
+        chosen = chosen_layers(model, _KINDS, self.layers, "low_rank_factorisation")
+        smallest = _WORTH_IT * sum(layer.weight.numel() for layer in chosen.values())
+        for name, layer in chosen.items():
+            if self.layers is None and layer.weight.numel() < smallest:
+                continue
             wide = layer.weight.flatten(1)
             rank = int(self.ratio * wide.numel() / sum(wide.shape))
             if rank < 1 or rank >= min(wide.shape) or (isinstance(layer, nn.Conv2d) and layer.groups > 1):

@@ -67,8 +67,9 @@ class QuantisedLinear(nn.Module):
     def dequantised(self) -> Tensor:
         """Return the weights as floats, [outputs, inputs]."""
         if self.bits == 4:
-            low, high = self.weight & 15, self.weight >> 4
-            values = torch.stack((low, high), dim=-1).flatten(1).float() - 8.0
+            packed = self.weight.float()  # no shifts: some runtimes have none for bytes
+            high = torch.floor(packed / 16)
+            values = torch.stack((packed - 16 * high, high), dim=-1).flatten(1) - 8.0
         else:
             values = self.weight.float()
         return (values.view(self.outputs, -1, self.group) * self.scale[..., None]).flatten(1)

@@ -177,7 +177,7 @@ def test_a_pass_after_one_that_makes_a_graph_is_refused_before_anything_runs(sma
         found = [str(f) for f in check(small(f"compress={chain}"))]
         assert any("needs to be the last of `compress`" in f for f in found), found
     assert any("dynamic_int8" in str(f) for f in check(small("compress=dynamic_int8", "export=onnx")))
-    assert any("weight_int4" in str(f) for f in check(small("compress=weight_int4", "export=executorch")))
+    assert any("static_int8" in str(f) for f in check(small("compress=static_int8", "export=executorch")))
     assert not check(small("compress=static_int8", "export=openvino"))
     assert any("model._target_" in str(f) for f in check(small("model=vit", "compress=static_int8", "export=openvino")))
     assert not check(small("model=vit", "compress=weight_int8", "export=openvino"))
