@@ -62,8 +62,8 @@ import numpy as np
 
 class Npz:
     """The weights as arrays, run by NumPy alone."""
-    def export(self, model, example, inputs, folder):
-        np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
+    def export(self, saved, example, inputs, folder):
+        np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in saved.model.state_dict().items()})
     def load(self, folder, threads):
         w = np.load(folder / "weights.npz")
         first, second = ((w[f"layers.{i}.weight"].T, w[f"layers.{i}.bias"]) for i in (0, 2))
