@@ -81,7 +81,7 @@ def test_runs_are_listed_shown_compared_and_repeated_exactly(whole: Whole, comma
     again = command("runs", f"--outputs={elsewhere}", "rerun", str(whole.record.folder), module=True)
     assert again.returncode == 0, again.stderr
     second = RunRecord(elsewhere / "latest")
-    timed = ("latency", "speedup", "bytes")
+    timed = ("latency", "speedup", "bytes", "rows_per_s")
     first = {k: v for k, v in whole.record.metrics.items() if not any(word in k for word in timed)}
     assert {k: v for k, v in second.metrics.items() if not any(word in k for word in timed)} == first
     compared = command("runs", outputs, "compare", str(whole.record.folder), str(second.folder), module=True).stdout
