@@ -63,7 +63,7 @@ def sweep(folder: Path, space: Space, config: Callable, slots: int = 2, rules: R
 
 def test_a_slot_that_falls_free_gets_the_next_trial_at_once(tmp_path: Path) -> None:
     space = read_space(["i=range(0,7)"], {}, {})
-    controller, _ = sweep(tmp_path, space, lambda n, v: {"x": n, "seconds": 2.0 if n == 0 else 0.1})
+    controller, _ = sweep(tmp_path, space, lambda n, v: {"x": n, "seconds": 5.0 if n == 0 else 0.1})
     trials = controller.trials
     assert {t.state for t in trials.values()} == {State.completed}
     assert all(trials[n].slot == 1 and trials[n].ended <= trials[0].ended for n in range(1, 7))
