@@ -20,7 +20,8 @@ from framework.record.files import size_of
 
 from .backend import Backend
 from .jobs import Job
-from .kubernetes import KubernetesBackend, PodResources
+from .kubernetes import KubernetesBackend
+from .manifests import PodResources
 from .remote import Remote
 from .slurm import Resources, SlurmBackend
 from .snapshot import Snapshot, take_snapshot

@@ -12,17 +12,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.errors import EXIT_PREEMPTED, EXIT_USER, UserError
+from framework.errors import UserError
 from framework.record.files import write_atomic, write_json
 
 from .backend import Phase
-from .jobs import HANDLE, LOG, Job
+from .jobs import HANDLE, Job
+from .manifests import MANAGED, PodResources, job_manifests
 from .remote import Remote
 
 if TYPE_CHECKING:
@@ -31,61 +31,8 @@ if TYPE_CHECKING:
     from lightkube.resources.core_v1 import Service
 
 MANIFEST = "manifests.yaml"
-MANAGED = {"app.kubernetes.io/managed-by": "declarative-experiments"}
-RENDEZVOUS_PORT = 29_500
 _NAME_LENGTH = 40  # pods add an index and five letters, and a name has 63 at most
 _POLL_S, _WAIT_S, _TRIES = 1.0, 0.5, 5
-
-
-@dataclass(frozen=True)
-class PodResources:
-    """What each pod of a job is like.
-
-    Args:
-        image: has Python and the packages; the code comes with the job.
-        namespace: where jobs go; by default that of the kubeconfig's context.
-        context: of the kubeconfig; by default its current one.
-        nodes: pods of each job.
-        cpus, memory: of each pod, as in `4` and `16Gi`; asked for and not exceeded.
-        gpus, gpu_resource: how many of which; a request equals its limit.
-        volumes: `{claim: NAME, path: PATH}` each; `{host: PATH, path: PATH}` where a cluster allows it.
-        node_selector, tolerations, service_account, priority_class: see Kubernetes.
-        queue: of Kueue, which then starts the job.
-        secrets: names of Secrets that become environment variables.
-        environment: further variables, which are not secret.
-        user: as which the pod runs, never root.
-        deadline_s: how long a job may take at most.
-        keep_s: how long a Job that is over stays to be looked at.
-    """
-
-    image: str
-    namespace: str | None = None
-    context: str | None = None
-    nodes: int = 1
-    cpus: str = "1"
-    memory: str = "4Gi"
-    gpus: int = 0
-    gpu_resource: str = "nvidia.com/gpu"
-    volumes: Sequence[Mapping[str, str]] = ()
-    node_selector: Mapping[str, str] | None = None
-    tolerations: Sequence[Mapping[str, Any]] = ()
-    service_account: str | None = None
-    priority_class: str | None = None
-    queue: str | None = None
-    secrets: Sequence[str] = ()
-    environment: Mapping[str, str] | None = None
-    user: int = 1000
-    deadline_s: int | None = None
-    keep_s: int = 86_400
-
-    def __post_init__(self) -> None:
-        if not self.image or self.image.endswith("???"):
-            raise UserError("hydra.launcher.image: give one that has Python and this project's packages")
-        if self.user == 0:
-            raise UserError("hydra.launcher.user: pods do not run as root; give another number")
-        for i, volume in enumerate(self.volumes):
-            if "path" not in volume or not ({"claim", "host"} & set(volume)):
-                raise UserError(f"hydra.launcher.volumes[{i}]: needs `path`, and `claim` or `host`")
 
 
 class KubernetesBackend:
@@ -109,147 +56,7 @@ class KubernetesBackend:
 
     def manifests(self, name: str, folder: Path) -> tuple[ClusterJob, Service | None]:
         """Return a job's Job, and the Service by which its pods find each other where there are several."""
-        from lightkube.models.batch_v1 import (
-            JobSpec,
-            PodFailurePolicy,
-            PodFailurePolicyOnExitCodesRequirement,
-            PodFailurePolicyOnPodConditionsPattern,
-            PodFailurePolicyRule,
-        )
-        from lightkube.models.core_v1 import PodTemplateSpec, ServicePort, ServiceSpec
-        from lightkube.models.meta_v1 import ObjectMeta
-        from lightkube.resources.batch_v1 import Job as ClusterJob
-        from lightkube.resources.core_v1 import Service
-
-        labels = {**MANAGED, "experiments/job": name}
-        queue = {"kueue.x-k8s.io/queue-name": self.pods.queue} if self.pods.queue else {}
-        nodes = self.pods.nodes
-
-        def ends(action: str, code: int) -> PodFailurePolicyRule:
-            return PodFailurePolicyRule(
-                action=action, onExitCodes=PodFailurePolicyOnExitCodesRequirement(operator="In", values=[code])
-            )
-
-        policy = PodFailurePolicy(
-            rules=[
-                ends("FailJob", EXIT_USER),
-                ends("Ignore", EXIT_PREEMPTED),
-                PodFailurePolicyRule(
-                    action="Ignore",
-                    onPodConditions=[PodFailurePolicyOnPodConditionsPattern(type="DisruptionTarget", status="True")],
-                ),
-            ]
-        )
-        spec = JobSpec(
-            template=PodTemplateSpec(metadata=ObjectMeta(labels=labels), spec=self._pod(name, folder)),
-            completions=nodes,
-            parallelism=nodes,
-            completionMode="Indexed",
-            backoffLimit=(self.retries + 1) * nodes - 1,  # when one pod fails, the others end, and are counted, too
-            podFailurePolicy=policy,
-            podReplacementPolicy="Failed",  # never two pods of one index
-            activeDeadlineSeconds=self.pods.deadline_s,
-            ttlSecondsAfterFinished=self.pods.keep_s,
-            suspend=True if self.pods.queue else None,
-        )
-        annotations = {"experiments/folder": str(folder)}
-        job = ClusterJob(metadata=ObjectMeta(name=name, labels={**labels, **queue}, annotations=annotations), spec=spec)
-        if nodes == 1:
-            return job, None
-        service = Service(
-            metadata=ObjectMeta(name=name, labels=labels),
-            spec=ServiceSpec(
-                clusterIP="None",
-                publishNotReadyAddresses=True,
-                selector={"experiments/job": name},
-                ports=[ServicePort(name="rendezvous", port=RENDEZVOUS_PORT)],
-            ),
-        )
-        return job, service
-
-    def _pod(self, name: str, folder: Path) -> Any:
-        from lightkube.models.core_v1 import (
-            Capabilities,
-            Container,
-            EmptyDirVolumeSource,
-            EnvFromSource,
-            EnvVar,
-            HostPathVolumeSource,
-            PersistentVolumeClaimVolumeSource,
-            PodSecurityContext,
-            PodSpec,
-            ResourceRequirements,
-            SeccompProfile,
-            SecretEnvSource,
-            SecurityContext,
-            Toleration,
-            Volume,
-            VolumeMount,
-        )
-
-        several = self.pods.nodes > 1
-        environment = {
-            "HOME": "/tmp",
-            "FRAMEWORK_NODES": str(self.pods.nodes),
-            "FRAMEWORK_HEAD": f"{name}-0.{name}" if several else "127.0.0.1",
-            **({"FRAMEWORK_PORT": str(RENDEZVOUS_PORT)} if several else {}),
-            "FRAMEWORK_LOG": str(folder / LOG),
-            "FRAMEWORK_STOP_BY_FILE": "1",
-            **self.remote.environment(),
-            **(self.pods.environment or {}),
-        }
-        amounts = {"cpu": self.pods.cpus, "memory": self.pods.memory}
-        if self.pods.gpus:
-            amounts[self.pods.gpu_resource] = str(self.pods.gpus)
-        volumes = [
-            Volume(name="tmp", emptyDir=EmptyDirVolumeSource()),
-            Volume(name="shm", emptyDir=EmptyDirVolumeSource(medium="Memory")),
-        ]
-        mounts = [VolumeMount(name="tmp", mountPath="/tmp"), VolumeMount(name="shm", mountPath="/dev/shm")]
-        for i, given in enumerate(self.pods.volumes):
-            claim, host = given.get("claim"), given.get("host")
-            volumes.append(
-                Volume(
-                    name=f"data-{i}",
-                    persistentVolumeClaim=PersistentVolumeClaimVolumeSource(claimName=claim) if claim else None,
-                    hostPath=HostPathVolumeSource(path=host) if host else None,
-                )
-            )
-            mounts.append(VolumeMount(name=f"data-{i}", mountPath=given["path"]))
-        return PodSpec(
-            containers=[
-                Container(
-                    name="worker",
-                    image=self.pods.image,
-                    command=[self.remote.python, "-m", "framework.launch.worker", str(folder)],
-                    workingDir=str(self.remote.folder),
-                    env=[EnvVar(name=key, value=value) for key, value in environment.items()],
-                    envFrom=[EnvFromSource(secretRef=SecretEnvSource(name=secret)) for secret in self.pods.secrets],
-                    resources=ResourceRequirements(requests=amounts, limits=amounts),
-                    volumeMounts=mounts,
-                    securityContext=SecurityContext(
-                        allowPrivilegeEscalation=False,
-                        readOnlyRootFilesystem=True,
-                        capabilities=Capabilities(drop=["ALL"]),
-                    ),
-                )
-            ],
-            volumes=volumes,
-            restartPolicy="Never",
-            subdomain=name if several else None,
-            terminationGracePeriodSeconds=self.grace_s,
-            nodeSelector=dict(self.pods.node_selector or {}) or None,
-            tolerations=[Toleration(**given) for given in self.pods.tolerations] or None,
-            serviceAccountName=self.pods.service_account,
-            automountServiceAccountToken=False,
-            priorityClassName=self.pods.priority_class,
-            securityContext=PodSecurityContext(
-                runAsNonRoot=True,
-                runAsUser=self.pods.user,
-                fsGroup=self.pods.user,
-                seccompProfile=SeccompProfile(type="RuntimeDefault"),
-            ),
-        )
+        return job_manifests(name, folder, self.pods, self.remote, self.grace_s, self.retries)
 
     def check(self, title: str, place: Path) -> None:
         """Let the API server judge such jobs without creating one, and make sure that their volumes are there.
