@@ -155,7 +155,7 @@ def test_a_job_is_cancelled_and_sent_again(command: Command, cluster: Cluster, w
     assert RunRecord(run)["status"] == "completed"
 
 
-def test_a_sweep_runs_prunes_and_survives_its_controller(
+def test_a_sweep_runs_and_survives_its_controller(
     command: Command, cluster: Cluster, where: list[str], outputs: Path
 ) -> None:
     sweep = [

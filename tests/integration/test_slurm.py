@@ -183,9 +183,7 @@ def test_two_nodes_go_on_exactly_where_they_were_disturbed(
     assert "done before" in (run / "log.txt").read_text()
 
 
-def test_a_sweep_fills_the_nodes_prunes_and_survives_its_controller(
-    command: Command, slurm: Path, outputs: Path
-) -> None:
+def test_a_sweep_fills_the_nodes_and_survives_its_controller(command: Command, slurm: Path, outputs: Path) -> None:
     sweep = [
         "-m", *SMALL, f"outputs={outputs}", "trainer.max_epochs=4", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=5",
         "hydra/sweeper/pruner=median", "hydra.sweeper.n_jobs=2", "optimizer.lr=interval(1e-4, 1e-1)",
