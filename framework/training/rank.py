@@ -54,7 +54,9 @@ def _train(run: Path, folder: Path, rank: int, pipe: int) -> None:
     assert isinstance(config, DictConfig)
     start_logging(run / "log.txt" if rank == 0 else None)
     job = json.loads((folder / ".job.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(job.pop("threads"))
+    threads = job.pop("threads")
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Lightning sets a number of its own
     bench = Workbench(Experiment(config, record), record["data"]["path"])
     bench.seed(rank // config.strategy.tensor_parallel)  # ranks that share layers draw the same
     model = torch.load(folder / ".start.pt", weights_only=False)
