@@ -21,7 +21,7 @@ from framework.record.files import size_of
 from .backend import Backend
 from .jobs import Job
 from .kubernetes import KubernetesBackend
-from .manifests import PodResources
+from .pods import PodResources
 from .remote import Remote
 from .slurm import Resources, SlurmBackend
 from .snapshot import Snapshot, take_snapshot
@@ -160,7 +160,7 @@ class KubernetesLauncher(ClusterLauncher):
         image, namespace, context, nodes, cpus, memory, gpus, gpu_resource, volumes, node_selector, tolerations,
             service_account, priority_class, queue, secrets, environment, user, deadline_s, keep_s: see `PodResources`.
         python: the interpreter in the image.
-        grace_s, retries: see `KubernetesBackend`.
+        kind, runtime, grace_s, retries: see `KubernetesBackend`.
         n_jobs: how many at once, where no sweeper says so.
         **others: see `ClusterLauncher`.
     """
@@ -169,6 +169,8 @@ class KubernetesLauncher(ClusterLauncher):
         self,
         image: str,
         python: str = "python",
+        kind: str = "auto",
+        runtime: str = "torch-distributed",
         grace_s: int = 120,
         retries: int = 2,
         n_jobs: int = 1,
@@ -181,10 +183,21 @@ class KubernetesLauncher(ClusterLauncher):
         self.pods = PodResources(image, **pods)
         self.nodes, self.gpus_per_node, self.n_jobs = self.pods.nodes, self.pods.gpus, n_jobs
         self.python, self.grace_s, self.retries = python, grace_s, retries
+        self.kind, self.runtime = kind, runtime
 
     def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
         remote = Remote(self.python, self._folder, self.code(outputs))
-        return KubernetesBackend(slots, self.pods, remote, self.grace_s, self.retries if retries is None else retries)
+        tries = self.retries if retries is None else retries
+        backend = KubernetesBackend(slots, self.pods, remote, self.grace_s, tries, self.kind, self.runtime)
+        self.kind = backend.workload.kind  # what the cluster has by then may be something else
+        return backend
+
+    def where(self) -> dict[str, Any]:
+        return {**super().where(), "kind": self.kind}
+
+    def send_to(self, where: Mapping[str, Any]) -> None:
+        super().send_to(where)
+        self.kind = where["kind"]
 
     def cost(self, jobs: int) -> str:
         pods = self.pods

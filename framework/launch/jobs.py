@@ -37,6 +37,8 @@ CONFIG, JOB, HANDLE, REPORTS, STOP, LOG, RESULT, START, FAILURES = (
     "config.yaml", "job.json", "handle.json", "reports.jsonl", "stop.json", "log.txt", "result.json", "start.json",
     "failures",
 )  # fmt: skip
+LIST = "jobs.txt"
+"""Lists the folders of the jobs that a cluster was given as one array."""
 START_VARIABLE = "FRAMEWORK_START"
 """Names this start of a job among those that its scheduler makes."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some 50 ms a job less than OmegaConf's
@@ -181,6 +183,14 @@ class Job:
             return str(json.loads((self.folder / START).read_text(encoding="utf-8"))["start"])
         except (OSError, json.JSONDecodeError):
             return None
+
+    def is_begun(self) -> bool:
+        """Return whether a process has taken the valid attempt over."""
+        try:
+            found = json.loads((self.folder / START).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return False
+        return bool(found["attempt"] == self.attempt)
 
     def needs_nothing(self) -> bool:
         """Return whether there is nothing to be run: it ended for good, or was asked to end, and has."""

@@ -1,9 +1,8 @@
-"""Jobs on Kubernetes: an Indexed Job for each, one pod a node, with a headless Service where there are several.
+"""Jobs on Kubernetes: what stands for each there (`workloads.py`), submitted, watched, and taken away.
 
-Kubernetes' own rules do what a requeueing script does elsewhere: a pod that saved its state (exit code 75) or was
-disrupted is replaced without being counted, what the user did wrong (2) fails the Job, anything else is tried again.
+Kubernetes' own rules do what a requeueing script does elsewhere, so that a job goes on when its submitter is gone.
 Jobs, code and data lie on a volume that is mounted at the same path in the pods and where jobs are submitted; a job is
-asked to stop through its folder. Nothing secret is in a manifest: environment comes from Secrets by name.
+asked to stop through its folder.
 """
 
 from __future__ import annotations
@@ -11,28 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from framework.errors import UserError
 from framework.record.files import write_atomic, write_json
 
+from .admission import require_admitted
 from .backend import Phase
-from .jobs import HANDLE, Job
-from .manifests import MANAGED, PodResources, job_manifests
+from .connection import Connection, Watch
+from .jobs import HANDLE, LIST, Job, Status
+from .pods import MANAGED, PodResources
 from .remote import Remote
-
-if TYPE_CHECKING:
-    from lightkube import Client
-    from lightkube.resources.batch_v1 import Job as ClusterJob
-    from lightkube.resources.core_v1 import Service
+from .workloads import INDEX_LABEL, JOB_LABEL, JobSet, PlainJob, Seen, Spawn, TrainJob, Workload
 
 MANIFEST = "manifests.yaml"
+KINDS = ("auto", "job", "jobset", "trainjob")
 _NAME_LENGTH = 40  # pods add an index and five letters, and a name has 63 at most
-_POLL_S, _WAIT_S, _TRIES = 1.0, 0.5, 5
+_GONE = Seen("Gone", "its Job is gone from the cluster")
 
 
 class KubernetesBackend:
@@ -44,228 +41,222 @@ class KubernetesBackend:
         remote: how a job's process is started in one.
         grace_s: so long a pod may take to save its state when it must go.
         retries: how often a job is tried again whose node, and not whose user, failed it.
+        kind: `job`, `jobset`, `trainjob`; `auto` is a JobSet where a job has several pods and the cluster has JobSets.
+        runtime: of a TrainJob.
+
+    Raises:
+        UserError: when no cluster is known, and for a kind that there is not.
     """
 
-    def __init__(self, slots: int, pods: PodResources, remote: Remote, grace_s: int = 120, retries: int = 2) -> None:
-        self.slots, self.pods, self.remote, self.grace_s, self.retries = slots, pods, remote, grace_s, retries
-        self._client: Client | None = None
-        self._jobs: dict[str, ClusterJob] = {}
-        self._asked = 0.0
+    def __init__(
+        self,
+        slots: int,
+        pods: PodResources,
+        remote: Remote,
+        grace_s: int = 120,
+        retries: int = 2,
+        kind: str = "auto",
+        runtime: str = "torch-distributed",
+    ) -> None:
+        self.slots, self.pods, self.remote = slots, pods, remote
+        self._spawn = Spawn(pods, remote, grace_s, retries)
+        self._connection: Connection | None = None
+        self._watched: Watch | None = None
+        self.workload = self._workload(kind, runtime)
+
+    def _workload(self, kind: str, runtime: str) -> Workload:
+        if kind not in KINDS:
+            raise UserError(f"hydra.launcher.kind: `{kind}` is none of {', '.join(KINDS)}")
+        if kind == "trainjob":
+            return TrainJob(self._spawn, runtime)
+        jobset = JobSet(self._spawn)
+        if kind == "jobset" or (kind == "auto" and self.pods.nodes > 1 and self.connection.knows(jobset.resource)):
+            return jobset
+        return PlainJob(self._spawn)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the API server, made when it is needed.
+
+        Raises:
+            UserError: when no cluster is known.
+        """
+        if self._connection is None:
+            self._connection = Connection(self.pods.context, self.pods.namespace)
+        return self._connection
+
+    @property
+    def _watch(self) -> Watch:
+        if self._watched is None:
+            self._watched = Watch(self.connection, self.workload.resource, MANAGED)
+        return self._watched
 
     # What is submitted
 
-    def manifests(self, name: str, folder: Path) -> tuple[ClusterJob, Service | None]:
-        """Return a job's Job, and the Service by which its pods find each other where there are several."""
-        return job_manifests(name, folder, self.pods, self.remote, self.grace_s, self.retries)
-
     def check(self, title: str, place: Path) -> None:
-        """Let the API server judge such jobs without creating one, and make sure that their volumes are there.
+        """Let the API server judge such jobs without creating one.
 
         Raises:
-            UserError: when it refuses.
+            UserError: when it refuses, or has not what they need.
         """
-        from lightkube.core.exceptions import ApiError
-        from lightkube.resources.core_v1 import PersistentVolumeClaim, Secret
-
-        folder = place.resolve()
-        mounted = [Path(given["path"]) for given in self.pods.volumes]
-        for path in (folder, self.remote.folder, *(self.remote.snapshot.imports if self.remote.snapshot else ())):
-            if not any(mount == path or mount in path.parents for mount in mounted):
-                raise UserError(
-                    f"hydra.launcher.volumes: `{path}` lies on none of them; jobs, code and data must lie where pods "
-                    "see them, at the same path"
-                )
-        wanted: list[tuple[str, Any, str]]
-        wanted = [("volumes", PersistentVolumeClaim, v["claim"]) for v in self.pods.volumes if "claim" in v]
-        wanted += [("secrets", Secret, name) for name in self.pods.secrets]
-        for key, kind, name in wanted:
-            try:
-                self.client.get(kind, name)
-            except ApiError as error:
-                if error.status.code == 404:
-                    raise UserError(f"hydra.launcher.{key}: there is no {kind.__name__} `{name}` here") from None
-                if error.status.code != 403:  # who may not look may perhaps use
-                    raise
-        for manifest in self.manifests(_name(title, folder, "check"), folder):
-            if manifest is not None:
-                try:
-                    self.client.create(manifest, dry_run=True)
-                except ApiError as error:
-                    raise UserError(f"hydra.launcher: Kubernetes refuses such jobs: {error.status.message}") from None
+        folder, snapshot = place.resolve(), self.remote.snapshot
+        self.pods.require_mounted(folder, self.remote.folder, *(snapshot.imports if snapshot else ()))
+        name = _name(title, folder, "check")
+        require_admitted(self.connection, self.workload, self.workload.manifests(name, folder), self.pods)
 
     def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
         """Write the manifests without submitting; returns their file."""
         from lightkube.codecs import dump_all_yaml
 
-        named = [self.manifests(_name_of(job), job.folder) for job in jobs]
-        objects: list[Any] = [manifest for pair in named for manifest in pair if manifest is not None]
+        array = self._array(jobs, place, throttle)
+        objects = [array] if array else [m for job in jobs for m in self.workload.manifests(_name_of(job), job.folder)]
         write_atomic(place / MANIFEST, str(dump_all_yaml(objects)))
         return place / MANIFEST
 
+    def _array(self, jobs: Sequence[Job], place: Path, throttle: int | None) -> Any:
+        """Return one Job for many, where each needs one pod."""
+        if len(jobs) == 1 or self.pods.nodes > 1 or not isinstance(self.workload, PlainJob):
+            return None
+        write_atomic(place / LIST, "".join(f"{job.folder}\n" for job in jobs))
+        name = _name(str(jobs[0].notes["title"]), place, ",".join(job.attempt for job in jobs))
+        return self.workload.array(name, place / LIST, len(jobs), throttle)
+
     def submit(self, job: Job) -> None:
         """Create a job's objects; where they are there already, it was submitted before."""
-        from lightkube.core.exceptions import ApiError
-
-        name = _name_of(job)
-        manifest, service = self.manifests(name, job.folder)
         self.write([job], job.folder)
-        namespace = self.client.namespace
-        write_json(job.folder / HANDLE, {"backend": "kubernetes", "id": f"{namespace}/{name}"}, durable=False)
-        try:
-            if service is not None:  # before pods ask for it
-                self._create(service)
-            made = self._create(manifest)
-        except ApiError as error:
-            raise UserError(f"hydra.launcher: Kubernetes refuses the job: {error.status.message}") from None
-        if service is not None:
-            assert made.metadata is not None
-            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": made.metadata.uid}
-            self._asking(lambda: self.client.patch(type(service), name, {"metadata": {"ownerReferences": [owner]}}))
-        self._asked = 0.0
-
-    def _create(self, manifest: Any) -> Any:
-        """Create an object; one that is there has the name of this very attempt, and is what was wanted."""
-        from lightkube.core.exceptions import ApiError
-
-        try:
-            return self._asking(lambda: self.client.create(manifest))
-        except ApiError as error:
-            if error.status.code != 409:
-                raise
-            return self.client.get(type(manifest), manifest.metadata.name)
+        name = _name_of(job)
+        main, *others = self.workload.manifests(name, job.folder)
+        self._note(job, name)
+        self._create(main, others)
 
     def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
-        """Create many jobs; a queue (Kueue) or the cluster's room says how many run at once."""
-        for job in jobs:
-            self.submit(job)
+        """Create many jobs, of which `throttle` run at once where one pod does for each.
+
+        Where each has several pods, a queue (Kueue) or the cluster's room says how many run.
+        """
+        self.write(jobs, place, throttle)
+        array = self._array(jobs, place, throttle)
+        for index, job in enumerate(jobs):
+            if array is None:
+                self.submit(job)
+            else:
+                self._note(job, f"{array.metadata.name}/{index}")
+        if array is not None:
+            self._create(array, [])
+
+    def _note(self, job: Job, own: str) -> None:
+        handle = {"backend": "kubernetes", "id": f"{self.connection.namespace}/{own}"}
+        write_json(job.folder / HANDLE, handle, durable=False)
+
+    def _create(self, main: Any, others: Sequence[Any]) -> None:
+        from lightkube.core.exceptions import ApiError
+
+        try:
+            for manifest in others:  # before pods ask for it
+                self.connection.create(manifest)
+            made = self.connection.create(main)
+            for manifest in others:
+                self.connection.adopt(made, manifest)
+        except ApiError as error:
+            raise UserError(f"hydra.launcher: Kubernetes refuses the job: {error.status.message}") from None
+        self._watch.forget()
 
     # Where jobs are
 
-    @property
-    def client(self) -> Client:
-        """The connection to the API server.
-
-        Raises:
-            UserError: when no cluster is known.
-        """
-        if self._client is None:
-            try:
-                from lightkube import Client, KubeConfig
-                from lightkube.core.exceptions import ConfigError
-            except ImportError:
-                raise UserError(
-                    "hydra/launcher: kubernetes needs lightkube: pip install 'declarative-experiments[kubernetes]'"
-                ) from None
-            try:
-                config = KubeConfig.from_env().get(self.pods.context)
-                self._client = Client(config=config, namespace=self.pods.namespace)
-            except (ConfigError, OSError) as error:
-                raise UserError(f"hydra/launcher: no cluster is known (KUBECONFIG, ~/.kube/config): {error}") from None
-        return self._client
-
     def phases(self, jobs: Sequence[Job]) -> list[Phase]:
-        """Return where jobs are; one question for all, at most once a second. A final result outranks Kubernetes."""
-        self._look()
-        return [self._phase(job) for job in jobs]
+        """Return where jobs are. A final result outranks Kubernetes."""
+        return [Phase.gone if job.needs_nothing() else self._phase(job) for job in jobs]
 
     def _phase(self, job: Job) -> Phase:
-        if job.needs_nothing():
+        seen, (_, index) = self._seen(job), _handle(job)
+        if seen.ended or (index is not None and _holds(seen.done, index)):
             return Phase.gone
-        found = self._jobs.get(_handle(job))
-        if found is None or _condition(found, "Complete", "Failed"):
-            return Phase.gone
-        status = found.status
-        return Phase.running if status is not None and (status.ready or 0) > 0 else Phase.waiting
+        return Phase.running if seen.ready and (index is None or job.is_begun()) else Phase.waiting
 
-    def _look(self) -> None:
-        if time.monotonic() - self._asked < _POLL_S:
-            return
-        from lightkube.resources.batch_v1 import Job as ClusterJob
-
-        listed = self._asking(lambda: list(self.client.list(ClusterJob, labels=dict(MANAGED))))
-        self._jobs = {job.metadata.name: job for job in listed if job.metadata and job.metadata.name}
-        self._asked = time.monotonic()
+    def _seen(self, job: Job) -> Seen:
+        found = self._watch.look().get(_handle(job)[0])
+        return _GONE if found is None else self.workload.seen(found)
 
     def state(self, job: Job) -> str:
         """Return Kubernetes' own words for where a job is."""
-        self._look()
-        found = self._jobs.get(_handle(job))
-        if found is None:
-            return "gone"
-        ended = _condition(found, "Complete", "Failed", "Suspended")
-        if ended is not None:
-            return f"{ended.type} ({ended.reason})" if ended.reason else ended.type
-        status = found.status
-        return f"{(status.ready or 0) if status else 0} of {self.pods.nodes} pods ready"
+        seen, (_, index) = self._seen(job), _handle(job)
+        if seen.ended:
+            return f"{seen.ended} ({seen.why})" if seen.why else seen.ended
+        if seen.suspended:
+            return "Suspended"
+        if index is not None:
+            return f"index {index} of an array of which {seen.ready} run"
+        return f"{seen.ready} of {self.pods.nodes} pods ready"
 
     def wait(self, seconds: float) -> None:
-        """Wait a little."""
-        time.sleep(max(seconds, _WAIT_S))
+        """Wait until Kubernetes tells of a change, at most so long."""
+        self._watch.wait(seconds)
 
     def stop(self, job: Job) -> None:
         """Leave it to the job, which sees that it was asked to; one that has not begun is taken away."""
-        self._asked = 0.0
+        self._watch.forget()
         if self.phases([job]) == [Phase.waiting]:
             self.kill(job)
 
     def kill(self, job: Job) -> None:
-        """Delete a job and its pods."""
+        """Delete a job and its pods; of an array the pod, and what replaces it sees that nothing is wanted."""
         from lightkube.core.exceptions import ApiError
-        from lightkube.resources.batch_v1 import Job as ClusterJob
-        from lightkube.types import CascadeType
+        from lightkube.resources.core_v1 import Pod
 
-        with suppress(ApiError):
-            self.client.delete(ClusterJob, _handle(job), cascade=CascadeType.BACKGROUND)
-        self._asked = 0.0
+        name, index = _handle(job)
+        with suppress(ApiError, UserError):
+            if index is None:
+                self.connection.delete(self.workload.resource, name)
+            else:
+                if job.asked_to_stop() is None:
+                    job.ask_to_stop(Status.failed, "it was ended")
+                for pod in self.connection.list(Pod, {JOB_LABEL: name, INDEX_LABEL: str(index)}):
+                    self.connection.delete(Pod, pod.metadata.name, grace_s=0)
+        self._watch.forget()
 
     def why_gone(self, job: Job) -> str | None:
         """Return how Kubernetes says that a job ended, and its pods."""
+        seen = self._seen(job)
+        if seen.ended == "Gone":
+            return seen.why
+        if seen.ended == "Complete":
+            return None
+        pods = "; ".join(self._reasons(job))
+        why = f"Kubernetes says {seen.why}" if seen.ended else "its index failed"
+        return f"{why} (pods: {pods})" if pods else why
+
+    def _reasons(self, job: Job) -> list[str]:
         from lightkube.resources.core_v1 import Pod
 
-        found = self._jobs.get(_handle(job))
-        if found is None:
-            return "its Job is gone from the cluster"
-        ended = _condition(found, "Failed")
-        if ended is None:
-            return None
+        name, index = _handle(job)
+        labels = {JOB_LABEL: name} | ({} if index is None else {INDEX_LABEL: str(index)})
         reasons = set()
-        for pod in self._asking(lambda: list(self.client.list(Pod, labels={"experiments/job": _handle(job)}))):
+        for pod in self.connection.list(Pod, labels):
             for container in (pod.status.containerStatuses or []) if pod.status else []:
                 over = container.state.terminated if container.state else None
                 if over is not None and over.exitCode:
                     reasons.add(f"{over.reason or 'Error'}, exit code {over.exitCode}")
-        pods = f" (pods: {'; '.join(sorted(reasons))})" if reasons else ""
-        return f"Kubernetes says {ended.reason}: {ended.message}{pods}"
+        return sorted(reasons)
 
     def close(self) -> None:
         """Jobs go on."""
 
-    def _asking(self, ask: Any) -> Any:
-        """Ask the API server, several times when it is away or overwhelmed."""
-        from lightkube.core.exceptions import ApiError
 
-        for attempt in range(_TRIES):
-            try:
-                return ask()
-            except ApiError as error:
-                if attempt == _TRIES - 1 or (error.status.code not in (410, 429) and (error.status.code or 0) < 500):
-                    raise
-            except OSError:
-                if attempt == _TRIES - 1:
-                    raise
-            time.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable")
+def _holds(indices: str, index: int) -> bool:
+    """Return whether an index is among those written as `0-3,7`."""
+    for part in filter(None, indices.split(",")):
+        first, _, last = part.partition("-")
+        if int(first) <= index <= int(last or first):
+            return True
+    return False
 
 
-def _condition(job: Any, *types: str) -> Any:
-    conditions = (job.status.conditions or []) if job.status else []
-    return next((c for c in conditions if c.type in types and c.status == "True"), None)
-
-
-def _handle(job: Job) -> str:
+def _handle(job: Job) -> tuple[str, int | None]:
+    """Return the name of what stands for a job, and which index of that it is."""
     with suppress(OSError, json.JSONDecodeError):
-        return str(json.loads((job.folder / HANDLE).read_text(encoding="utf-8"))["id"]).rpartition("/")[2]
-    return ""
+        _, name, *index = str(json.loads((job.folder / HANDLE).read_text(encoding="utf-8"))["id"]).split("/")
+        return name, int(index[0]) if index else None
+    return "", None
 
 
 def _name_of(job: Job) -> str:

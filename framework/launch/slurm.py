@@ -22,11 +22,11 @@ from framework.errors import EXIT_PREEMPTED, EXIT_USER, UserError
 from framework.record.files import write_atomic, write_json
 
 from .backend import Phase
-from .jobs import FAILURES, HANDLE, LOG, STOP, Job, Status
+from .jobs import FAILURES, HANDLE, LIST, LOG, STOP, Job, Status
 from .remote import Remote
 
-SCRIPT, LIST = "job.sh", "jobs.txt"
-_POLL_S, _WAIT_S, _HASTEN_S = 1.0, 0.5, 5.0
+SCRIPT = "job.sh"
+_POLL_S, _HASTEN_S = 1.0, 5.0
 _OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
     "REVOKED", "TIMEOUT",
@@ -282,7 +282,7 @@ exit $code
 
     def wait(self, seconds: float) -> None:
         """Wait a little."""
-        time.sleep(max(seconds, _WAIT_S))
+        time.sleep(seconds)
 
     def stop(self, job: Job) -> None:
         """Signal a job's processes; one that waits is taken out of the queue."""

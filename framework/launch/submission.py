@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def lines_of(job: Job, backend: ClusterBackend) -> Iterator[str]:
             yield content.decode(errors="replace")
         if phase is Phase.gone:
             return
-        time.sleep(_POLL_S)
+        backend.wait(_POLL_S)
 
 
 def raise_unless_well(result: Result | None) -> None:

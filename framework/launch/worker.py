@@ -22,7 +22,7 @@ from framework.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USER, Preempted, re
 from framework.record.console import report_failure
 from framework.record.run import RunRecord
 
-from .jobs import REPORTS, STOP, Job, Result, Status
+from .jobs import LOG, REPORTS, STOP, Job, Result, Status
 
 RUNNER, HELPER = "framework.runner", "framework.training.node"
 _LOOK_S = 1.0
@@ -65,6 +65,8 @@ def run_job(folder: Path) -> int:
     with job.lock():
         if job.needs_nothing():
             return EXIT_DONE
+        if (asked := job.asked_to_stop()) is not None:
+            return _end_unbegun(job, *asked)
         if os.environ.get("FRAMEWORK_STOP_BY_FILE"):
             _watch_for_stop(job.folder)
         return _run(job, experiment)
@@ -97,6 +99,15 @@ def experiment(job: Job, config: DictConfig) -> tuple[str, Mapping[str, float]]:
     return str(record.folder), record.metrics
 
 
+def _end_unbegun(job: Job, status: Status, reason: str) -> int:
+    """Write down that a job was asked to stop before it could begin."""
+    run: str | None = job.config().get("run_dir")
+    if run is not None:
+        RunRecord(Path(run)).update(status=str(status), error=reason)
+    job.write_result(Result(job.attempt, status, EXIT_PREEMPTED, reason, run, {}, time.time(), time.time()))
+    return EXIT_DONE
+
+
 def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, float]]]) -> int:
     register()
     began, error, code, metrics = time.time(), None, EXIT_DONE, dict[str, float]()
@@ -115,6 +126,13 @@ def _run(job: Job, work: Callable[[Job, DictConfig], tuple[str, Mapping[str, flo
             RunRecord(Path(run)).update(status=str(status), error=error)
     job.write_result(Result(job.attempt, status, code, error, run, metrics, began, time.time()), start)
     return code
+
+
+def _folder(place: Path) -> Path:
+    """Return the job's folder: the place itself, or the line of a list that this pod of an array is for."""
+    if place.is_dir():
+        return place
+    return Path(place.read_text(encoding="utf-8").splitlines()[int(os.environ["JOB_COMPLETION_INDEX"])])
 
 
 def _copy_output(log: Path) -> None:
@@ -138,10 +156,11 @@ def _watch_for_stop(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if log := os.environ.get("FRAMEWORK_LOG"):
-        _copy_output(Path(log))
+    place = _folder(Path(sys.argv[1]))
+    if os.environ.get("FRAMEWORK_KEEP_LOG"):
+        _copy_output(place / LOG)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # process 1 of a pod would not hear them otherwise
         signal.signal(number, lambda *_: os._exit(EXIT_PREEMPTED))
-    ended = run_job(Path(sys.argv[1]))
+    ended = run_job(place)
     sys.stdout.flush()
     os._exit(ended)

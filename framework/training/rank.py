@@ -38,8 +38,7 @@ def main(run: Path, folder: Path, alive: int, pipe: int) -> int:
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     ranks = run / "ranks"
     try:
-        with INTERRUPTS, INTERRUPTS.deferred():
-            _train(run, folder, rank, pipe)
+        _train(run, folder, rank, pipe)
         return 0
     except BaseException as error:
         kind = "user" if isinstance(error, UserError) else "preempted" if isinstance(error, Preempted) else "failed"
@@ -80,6 +79,7 @@ def _end_with(alive: int) -> None:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    sys.stdout.flush()
-    os._exit(code)  # at once: collectives that others have left would hold the interpreter's end up
+    with INTERRUPTS, INTERRUPTS.deferred():  # to the end: a cluster may signal more than once
+        code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        sys.stdout.flush()
+        os._exit(code)  # at once: collectives that others have left would hold the interpreter's end up

@@ -33,7 +33,7 @@ from torch import nn
 from framework.config.machine import cpu_count
 from framework.errors import EXIT_DONE, EXIT_PREEMPTED, Preempted, UserError
 from framework.record.files import write_json
-from framework.record.interrupts import INTERRUPTS
+from framework.record.interrupts import INTERRUPTS, SIGNALS
 
 from .loop import Fitted, Job
 from .module import LogMetrics
@@ -295,6 +295,8 @@ class Team:
         silent = [r for r in first if self.processes[r].returncode and self.first + r not in said]
         if silent:
             code, rank = self.processes[silent[0]].returncode, self.first + silent[0]
+            if INTERRUPTS.requested is not None and -code in SIGNALS:
+                return Preempted(f"stopped by {INTERRUPTS.requested} before rank {rank} could listen")
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             tail = (self.folder / f"rank_{rank}.txt").read_text(errors="replace").strip().splitlines()[-5:]
             return RankFailed("\n".join([f"rank {rank} {how}", *tail]))

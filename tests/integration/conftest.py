@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,15 @@ from filelock import FileLock
 
 from framework.record.run import RunRecord
 from tests.conftest import HOME
+
+TRAINING = ("compress=none", "export=none", "stages=[prepare,train,evaluate]", "model.widths=[8,16]",
+            "trainer.threads=1")  # fmt: skip
+"""The digits, trained as small as can be."""
+LONG = (
+    "trainer.max_epochs=100", "trainer.validate_every_n_steps=50", "model._target_=tests.patient.PatientCNN",
+    "+model.pause_s=0.03",
+)  # fmt: skip
+"""Long enough to be disturbed: a minute, of 1,900 steps."""
 
 
 def need(program: str) -> str:
@@ -42,33 +51,48 @@ class Whole:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Run `python run.py` once for all tests of a session, with one thread so that it can be repeated exactly."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    outputs, terminal = shared / "whole", shared / "whole.txt"
-    with FileLock(shared / "whole.lock"):
-        if not terminal.exists():
-            done = subprocess.run(
-                [sys.executable, "run.py", f"outputs={outputs}", "trainer.threads=1"],
-                cwd=HOME,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            terminal.write_text(done.stdout)
-    return Whole(outputs, RunRecord(outputs / "latest"), terminal.read_text())
+    outputs = _shared(tmp_path_factory) / "whole"
+    terminal = _run_once(outputs, [f"outputs={outputs}", "trainer.threads=1"])
+    return Whole(outputs, RunRecord(outputs / "latest"), terminal)
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A real SLURM of two virtual nodes on loopback; yields the folder of its configuration, logs and state."""
+    """A real SLURM of four virtual nodes on loopback; yields the folder of its configuration, logs and state."""
     with running_slurm(tmp_path_factory.mktemp("slurm")) as folder:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The metrics of the training `LONG` of two ranks on this machine, that nobody disturbs."""
+    outputs = _shared(tmp_path_factory) / "undisturbed"
+    training = ["recipe=digits", *TRAINING, *LONG, "model.pause_s=0", "strategy=ddp", "strategy.devices=2"]
+    _run_once(outputs, [*training, f"outputs={outputs}"])
+    return RunRecord(outputs / "latest").metrics
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all processes of a test session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _run_once(outputs: Path, arguments: Sequence[str]) -> str:
+    """Run `python run.py`, unless another process of the session has; returns what the terminal showed."""
+    terminal = outputs.with_suffix(".txt")
+    with FileLock(outputs.with_suffix(".lock")):
+        if not terminal.exists():
+            command = [sys.executable, "run.py", *arguments]
+            done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+            terminal.write_text(done.stdout)
+    return terminal.read_text()
+
+
 @contextmanager
 def running_slurm(folder: Path, **environment: str) -> Iterator[Path]:
-    """Run a SLURM of two nodes, and point this process and its children at it."""
+    """Run a SLURM of four nodes, and point this process and its children at it."""
     for program in ("slurmctld", "slurmd", "sbatch", "munged"):
         need(program)
     with socket.socket() as probe:
@@ -76,7 +100,7 @@ def running_slurm(folder: Path, **environment: str) -> Iterator[Path]:
         port = str(probe.getsockname()[1] - 20)
     script = str(HOME / "scripts" / "slurm_local")
     up = subprocess.run(
-        [script, "up", str(folder), "2"],
+        [script, "up", str(folder), "4"],
         env={**os.environ, "SLURM_PORT": port, **environment},
         capture_output=True,
         text=True,

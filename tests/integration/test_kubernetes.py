@@ -1,151 +1,217 @@
-"""Experiments and sweeps on Kubernetes: on the stand-in that `tests/kubernetes_server.py` describes."""
+"""Experiments and sweeps on Kubernetes: on the stand-in that `tests/kubernetes_stand_in` describes, or on a real cluster.
+
+For a real one, run them from a checkout on a volume that pods mount at the same path, and set
+
+    KUBECONFIG_TEST            the kubeconfig; its namespace holds nothing else
+    KUBERNETES_TEST_IMAGE      see scripts/Dockerfile
+    KUBERNETES_TEST_PYTHON     the interpreter in it (python)
+    KUBERNETES_TEST_VOLUME     CLAIM:PATH of the volume
+"""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightkube import Client, KubeConfig
+from lightkube.core.exceptions import ApiError
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.batch_v1 import Job as ClusterJob
+from lightkube.resources.core_v1 import Pod, Secret
+from lightkube.types import CascadeType
 
 from framework.launch.jobs import Job
+from framework.launch.pods import MANAGED
+from framework.launch.workloads import INDEX_LABEL, JOB_LABEL
 from framework.record.run import RunRecord
 from tests.conftest import Command
-from tests.integration.test_slurm import LONG, SHORT, eventually, newest, submitted, trained_steps
-from tests.kubernetes_server import Cluster, Refused, running_cluster
+from tests.integration.conftest import LONG, TRAINING
+from tests.integration.test_slurm import PRUNING, eventually, last_step, newest, submitted
+from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 
 pytestmark = pytest.mark.integration
+REAL = os.environ.get("KUBECONFIG_TEST")
 
-SMALL = (
-    "recipe=digits", "compress=none", "export=none", "stages=[prepare,train,evaluate]", "model.widths=[8,16]",
-    "hydra/launcher=kubernetes", "hydra.launcher.image=experiments:1", f"hydra.launcher.python={sys.executable}",
-    "hydra.launcher.grace_s=30",
-)  # fmt: skip
+
+class Site:
+    """A cluster, and what a command needs to know of it.
+
+    Args:
+        overrides: these.
+        stand_in: None for a real cluster.
+    """
+
+    def __init__(self, overrides: list[str], stand_in: Cluster | None) -> None:
+        self.overrides, self.stand_in = overrides, stand_in
+        self.client = Client(config=KubeConfig.from_env().get())
+
+    def jobs(self) -> list[Any]:
+        return list(self.client.list(ClusterJob, labels=dict(MANAGED)))
+
+    def pods(self, index: int = 0) -> list[Any]:
+        labels: dict[str, Any] = {**MANAGED, INDEX_LABEL: str(index)}
+        return [p for p in self.client.list(Pod, labels=labels) if p.status and p.status.phase == "Running"]
+
+    def evict(self, index: int) -> None:
+        """Disrupt a pod, as a node that is drained does."""
+        (pod,) = self.pods(index)
+        self.client.create(Pod.Eviction(metadata=ObjectMeta(name=pod.metadata.name)), pod.metadata.name)
+
+    def lose(self, index: int) -> None:
+        """Kill a pod at once, which is no disruption."""
+        (pod,) = self.pods(index)
+        self.client.delete(Pod, pod.metadata.name, grace_period=0)
+
+    def clear(self) -> None:
+        """Delete all jobs."""
+        for job in self.jobs():
+            self.client.delete(ClusterJob, job.metadata.name, cascade=CascadeType.BACKGROUND)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def outputs(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for runs, that pods see."""
+    if REAL is None:
+        yield tmp_path / "outputs"
+        return
+    place = Path(os.environ["KUBERNETES_TEST_VOLUME"].partition(":")[2]) / f"outputs-{time.time_ns()}"
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    common = [
+        "recipe=digits", *TRAINING, "hydra/launcher=kubernetes", "hydra.launcher.grace_s=30", f"outputs={outputs}",
+    ]  # fmt: skip
+    if REAL is not None:
+        claim, _, path = os.environ["KUBERNETES_TEST_VOLUME"].partition(":")
+        monkeypatch.setenv("KUBECONFIG", REAL)
+        overrides = [
+            f"hydra.launcher.image={os.environ['KUBERNETES_TEST_IMAGE']}",
+            f"hydra.launcher.python={os.environ.get('KUBERNETES_TEST_PYTHON', 'python')}",
+            f"hydra.launcher.volumes=[{{claim: {claim}, path: {path}}}]",
+        ]
+        site = Site([*common, *overrides], None)
+        yield site
+        site.clear()
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    overrides = [
+        "hydra.launcher.image=experiments:1",
+        f"hydra.launcher.python={sys.executable}",
+        "hydra.launcher.volumes=[{claim: work, path: /}]",  # the machine's whole disk
+        f"hydra.launcher.environment={{FRAMEWORK_PORT: '{port}', GLOO_SOCKET_IFNAME: lo}}",
+    ]
     folder = tmp_path / "cluster"
     folder.mkdir()
     with running_cluster(folder) as cluster:
         monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
-        claim = {"metadata": {"name": "work"}, "spec": {}}
-        secret = {"metadata": {"name": "wandb"}, "stringData": {"WANDB_API_KEY": "not in any manifest"}}
-        cluster.objects["persistentvolumeclaims", "work"] = {
-            "kind": "PersistentVolumeClaim",
-            "apiVersion": "v1",
-            **claim,
-        }
-        cluster.objects["secrets", "wandb"] = {"kind": "Secret", "apiVersion": "v1", **secret}
-        yield cluster
-
-
-@pytest.fixture
-def where(outputs: Path) -> list[str]:
-    """What the command needs to know of this machine: the volume is its whole disk."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [
-        f"outputs={outputs}",
-        "hydra.launcher.volumes=[{claim: work, path: /}]",
-        f"hydra.launcher.environment={{FRAMEWORK_PORT: '{port}', GLOO_SOCKET_IFNAME: lo}}",
-    ]
-
-
-def the_job(cluster: Cluster) -> str:
-    (job,) = cluster.list("jobs", "")
-    return job["metadata"]["name"]
+        claims = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "work"}, "spec": claims}
+        cluster.store.create("persistentvolumeclaims", claim)
+        yield Site([*common, *overrides], cluster)
 
 
 def test_one_override_sends_an_experiment_and_what_is_wrong_is_said_before(
-    command: Command, cluster: Cluster, where: list[str], outputs: Path
+    command: Command, site: Site, outputs: Path
 ) -> None:
-    common = [*SMALL, *where, "trainer.max_epochs=1"]
+    common = [*site.overrides, "trainer.max_epochs=1"]
     for wrong, said in {
         "hydra.launcher.volumes=[]": "lies on none of them",
         "hydra.launcher.volumes=[{claim: other, path: /}]": "there is no PersistentVolumeClaim `other`",
         "hydra.launcher.secrets=[other]": "there is no Secret `other`",
         "hydra.launcher.user=0": "pods do not run as root",
         "hydra.launcher.tolerations=[{key: a, effect: 3}]": "Kubernetes refuses such jobs",
-        "hydra.launcher.colour=red": "colour",
+        "hydra.launcher.kind=trainjob": "this cluster has no TrainJobs",
+        "+hydra.launcher.colour=red": "colour",
     }.items():
-        done = command(*common, f"{'+' if 'colour' in wrong else ''}{wrong}")
+        done = command(*common, wrong)
         assert done.returncode == 2, done.stdout + done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
-    assert cluster.submitted == 0
-    dry = command(*common, "dry_run=true", "hydra.launcher.secrets=[wandb]", "hydra.launcher.deadline_s=1800")
-    assert dry.returncode == 0, dry.stderr
-    assert "1 job x 1 pod of 1 CPUs, 4Gi x 0.5 h = 0.5 pod hours" in dry.stdout
-    manifest = next(Path(line.split()[1]) for line in dry.stdout.splitlines() if line.startswith("script"))
-    assert "not in any manifest" not in manifest.read_text()
-    assert cluster.submitted == 0
-    for by_hand in yaml.safe_load_all(manifest.read_text()):
-        cluster.create("jobs", by_hand, dry_run=False)
-    with pytest.raises(Refused, match="already exists"):
-        cluster.create("jobs", by_hand, dry_run=False)
-    done = command(*common)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "test/accuracy" in done.stdout
-    eventually(lambda: Job(manifest.parent).result())
+    assert site.jobs() == []
+    secret = {"WANDB_API_KEY": "not in any manifest"}
+    site.client.create(Secret(metadata=ObjectMeta(name="wandb"), stringData=secret))
+    try:
+        dry = command(*common, "dry_run=true", "hydra.launcher.secrets=[wandb]", "hydra.launcher.deadline_s=1800")
+        assert dry.returncode == 0, dry.stderr
+        assert "1 job x 1 pod of 1 CPUs, 4Gi x 0.5 h = 0.5 pod hours" in dry.stdout
+        manifest = next(Path(line.split()[1]) for line in dry.stdout.splitlines() if line.startswith("script"))
+        assert "not in any manifest" not in manifest.read_text()
+        assert site.jobs() == []
+        for by_hand in yaml.safe_load_all(manifest.read_text()):
+            made = ClusterJob.from_dict(by_hand)
+            site.client.create(made)
+        with pytest.raises(ApiError, match="already exists"):
+            site.client.create(made)
+        done = command(*common)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "test/accuracy" in done.stdout
+        eventually(lambda: Job(manifest.parent).result())
+    finally:
+        site.client.delete(Secret, "wandb")
     assert RunRecord(manifest.parent.parent).metrics["test/loss"] == RunRecord(newest(outputs)).metrics["test/loss"]
     assert command("jobs", "ls", str(outputs), module=True).stdout.count("completed") == 2
 
 
-def test_what_a_pod_gets_wrong_ends_the_job_and_one_that_is_killed_is_replaced(
-    command: Command, cluster: Cluster, where: list[str], outputs: Path
-) -> None:
-    mistaken = command(*SMALL, *where, "trainer.start_from=/nowhere", "check=false")
+def test_what_a_pod_gets_wrong_ends_the_job(command: Command, site: Site) -> None:
+    mistaken = command(*site.overrides, "trainer.start_from=/nowhere", "check=false")
     assert mistaken.returncode == 2, mistaken.stdout + mistaken.stderr
-    (job,) = cluster.list("jobs", "")
-    eventually(lambda: cluster.list("jobs", "")[0]["status"].get("conditions"))
-    assert cluster.list("jobs", "")[0]["status"]["conditions"][0]["reason"] == "PodFailurePolicy"
-    assert len(cluster.list("pods", "")) == 1
-    cluster.delete("jobs", job["metadata"]["name"], "Background")
-    with submitted(*SMALL, *where, *LONG) as waiting:
-        eventually(lambda: cluster.list("jobs", ""))
-        eventually(lambda: trained_steps(newest(outputs)))
-        cluster.away_until = float("inf")  # the API server is away for a while, and comes back
-        cluster.lose(the_job(cluster), 0)
-        cluster.away_until = 0.0
-        assert waiting.wait(240) == 0
-    assert cluster.list("jobs", "")[0]["status"]["failed"] == 1
+    eventually(lambda: site.jobs()[0].status.conditions)
+    assert "PodFailurePolicy" in {c.reason for c in site.jobs()[0].status.conditions}
+    assert len(list(site.client.list(Pod, labels=dict(MANAGED)))) == 1
 
 
+@pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
 def test_two_nodes_go_on_exactly_after_one_is_evicted_and_when_the_submitter_dies(
-    command: Command, cluster: Cluster, where: list[str], outputs: Path
+    kind: str, command: Command, site: Site, outputs: Path, undisturbed: dict[str, float]
 ) -> None:
-    two = [*SMALL, *where, *SHORT, "strategy=ddp", "strategy.devices=1", "hydra.launcher.nodes=2"]
-    whole = command(*two)
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    undisturbed = RunRecord(newest(outputs)).metrics
-    cluster.delete("jobs", the_job(cluster), "Background")
-    assert cluster.list("services", "") == []  # it belonged to the Job
-    with submitted(*two) as submitter:
-        eventually(lambda: cluster.list("jobs", ""))
+    two = [f"hydra.launcher.kind={kind}", "strategy=ddp", "strategy.devices=1", "hydra.launcher.nodes=2"]
+    if site.stand_in is None and "has no" in command(*site.overrides, *two, "dry_run=true").stderr:
+        pytest.skip(f"the cluster has nothing that runs a {kind}")
+    if site.stand_in is not None:
+        site.stand_in.install("jobsets")
+        site.stand_in.install("trainjobs")
+    with submitted(*site.overrides, *LONG, "model.pause_s=0.01", *two) as submitter:
+        eventually(lambda: list(outputs.glob("digits/*/checkpoints/step_*")))
         run = newest(outputs)
-        eventually(lambda: trained_steps(run))
         os.killpg(submitter.pid, signal.SIGKILL)
-    cluster.evict(the_job(cluster), 1)
+    site.evict(1)
     followed = command("jobs", "logs", "-f", str(run), module=True)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     metrics = RunRecord(run).metrics
     for name in ("val/loss", "test/loss", "test/accuracy"):
         assert metrics[name] == undisturbed[name], name
-    assert cluster.list("jobs", "")[0]["status"]["failed"] == 0  # a disruption is not counted
+    if kind == "job":
+        assert not site.jobs()[0].status.failed  # a disruption is not counted
 
 
-def test_a_job_is_cancelled_and_sent_again(command: Command, cluster: Cluster, where: list[str], outputs: Path) -> None:
-    left = command(*SMALL, *where, *LONG, "hydra.launcher.wait=false")
+def test_a_job_whose_pod_is_killed_goes_on_and_is_cancelled_and_sent_again(
+    command: Command, site: Site, outputs: Path
+) -> None:
+    left = command(*site.overrides, *LONG, "trainer.max_epochs=30", "hydra.launcher.wait=false")
     assert left.returncode == 0, left.stderr
     run = newest(outputs)
-    eventually(lambda: trained_steps(run))
+    eventually(lambda: last_step(run))
+    killed = last_step(run)
+    site.lose(0)
+    eventually(lambda: last_step(run) > killed)
+    assert site.jobs()[0].status.failed == 1
+    if site.stand_in is not None:
+        site.stand_in.store.refuses_until = time.monotonic() + 2  # whoever asks then asks again
     assert command("jobs", "cancel", str(run), module=True).returncode == 0
-    eventually(lambda: cluster.list("jobs", "")[0]["status"].get("conditions"))
+    eventually(lambda: site.jobs()[0].status.conditions)
     result = Job(run / "job").result()
     assert result is not None
     assert str(result.status) == "cancelled"
@@ -155,12 +221,10 @@ def test_a_job_is_cancelled_and_sent_again(command: Command, cluster: Cluster, w
     assert RunRecord(run)["status"] == "completed"
 
 
-def test_a_sweep_runs_and_survives_its_controller(
-    command: Command, cluster: Cluster, where: list[str], outputs: Path
-) -> None:
+def test_a_sweep_prunes_and_survives_its_controller(command: Command, site: Site, outputs: Path) -> None:
     sweep = [
-        "-m", *SMALL, *where, "trainer.max_epochs=4", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=5",
-        "hydra/sweeper/pruner=median", "hydra.sweeper.n_jobs=2", "optimizer.lr=interval(1e-4, 1e-1)",
+        "-m", *site.overrides, *PRUNING, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "trainer.max_epochs=40",
+        "optimizer.lr=choice(1e-2,1e-6)", "hydra.sweeper.enqueue=[{optimizer.lr: 1e-2},{optimizer.lr: 1e-6}]",
     ]  # fmt: skip
     with submitted(*sweep) as controller:
         eventually(lambda: len(list(outputs.glob("sweeps/*/trials/*/result.json"))) >= 1)
@@ -169,5 +233,20 @@ def test_a_sweep_runs_and_survives_its_controller(
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = outputs.glob("sweeps/*")
     counts = json.loads((folder / "study.json").read_text())["counts"]
-    assert counts["completed"] + counts["pruned"] == 5
-    assert cluster.submitted == 5  # none twice
+    assert (counts["completed"], counts["pruned"]) == (1, 1)
+    assert len({job.metadata.labels[JOB_LABEL] for job in site.jobs()}) == 2  # none twice
+
+
+def test_a_grid_is_left_to_one_job_and_collected_by_the_same_command(
+    command: Command, site: Site, outputs: Path
+) -> None:
+    grid = ["-m", *site.overrides, "trainer.max_epochs=1", "seed=1,2", "hydra.sweeper.n_jobs=1"]
+    left = command(*grid, "hydra.launcher.wait=false")
+    assert left.returncode == 0, left.stderr
+    assert "2 trials submitted, 1 at once" in left.stdout
+    (array,) = site.jobs()
+    assert (array.spec.completions, array.spec.parallelism) == (2, 1)
+    done = command(*grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 trials: 2 completed" in done.stdout
+    assert len(site.jobs()) == 1

@@ -9,7 +9,7 @@ from framework.errors import UserError
 from framework.launch.cluster import SlurmLauncher, cluster_launcher
 from framework.launch.jobs import Job, Result, Status
 from framework.launch.kubernetes import KubernetesBackend
-from framework.launch.manifests import PodResources
+from framework.launch.pods import PodResources
 from framework.launch.remote import Remote
 from framework.launch.slurm import Resources, minutes
 from framework.launch.snapshot import take_snapshot
@@ -90,8 +90,8 @@ def test_manifests_keep_to_the_published_schemas_and_to_what_clusters_taught(nod
         "registry/experiments:1", nodes=nodes, gpus=8, volumes=[{"claim": "work", "path": "/data"}], secrets=["wandb"],
         queue="team", tolerations=[{"key": "gpu", "operator": "Exists"}], node_selector={"zone": "a"}, deadline_s=60,
     )  # fmt: skip
-    backend = KubernetesBackend(1, pods, Remote("python", Path("/data")), retries=2)
-    made = [m.to_dict() for m in backend.manifests("exp-x-1234", Path("/data/o/x/job")) if m is not None]
+    backend = KubernetesBackend(1, pods, Remote("python", Path("/data")), retries=2, kind="job")
+    made = [m.to_dict() for m in backend.workload.manifests("exp-x-1234", Path("/data/o/x/job"))]
     assert [m["kind"] for m in made] == ["Job", "Service"][:nodes]
     for manifest in made:
         kubernetes_validate.validate(yaml.safe_load(yaml.safe_dump(manifest)), "1.36", strict=True)

@@ -1,0 +1,98 @@
+"""What a cluster would say of jobs, before there are any: volumes, Secrets, schemas, policies, quotas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from framework.errors import UserError
+
+from .connection import Connection
+from .pods import PodResources, shortage
+from .workloads import JobSet, PlainJob, Workload
+
+_FORBIDDEN, _UNKNOWN = 403, 404
+
+
+def require_admitted(connection: Connection, workload: Workload, manifests: Sequence[Any], pods: PodResources) -> None:
+    """Let the API server judge a job's objects, and a pod of it, without creating one.
+
+    Where a quota would let the job run, but not now, a line says so.
+
+    Raises:
+        UserError: when the cluster refuses, or has not what they need.
+    """
+    _require_there(connection, pods)
+    for manifest in manifests:
+        answer = _tried(connection, manifest, pods.key)
+        if isinstance(workload, JobSet):
+            workload.require_known(answer)
+    if isinstance(workload, PlainJob):  # what a Job may not say for itself is only held against its pods
+        _try_pod(connection, manifests[0], pods)
+    _require_quota(connection, pods)
+
+
+def _require_there(connection: Connection, pods: PodResources) -> None:
+    from lightkube.core.exceptions import ApiError
+    from lightkube.resources.core_v1 import PersistentVolumeClaim, Secret
+
+    wanted: list[tuple[str, Any, str]]
+    wanted = [("volumes", PersistentVolumeClaim, v["claim"]) for v in pods.volumes if "claim" in v]
+    wanted += [("secrets", Secret, name) for name in pods.secrets]
+    for key, kind, name in wanted:
+        try:
+            connection.get(kind, name)
+        except ApiError as error:
+            if error.status.code == _UNKNOWN:
+                raise UserError(f"{pods.key}.{key}: there is no {kind.__name__} `{name}` here") from None
+            if error.status.code != _FORBIDDEN:  # who may not look may perhaps use
+                raise
+
+
+def _tried(connection: Connection, manifest: Any, key: str) -> Any:
+    from lightkube.core.exceptions import ApiError
+
+    try:
+        return connection.ask(lambda: connection.client.create(manifest, dry_run=True))
+    except ApiError as error:
+        if error.status.code == _UNKNOWN:
+            kind = manifest.to_dict()["kind"]
+            raise UserError(f"{key}.kind: this cluster has no {kind}s: {error.status.message}") from None
+        raise UserError(f"{key}: Kubernetes refuses such jobs: {error.status.message}") from None
+
+
+def _try_pod(connection: Connection, job: Any, pods: PodResources) -> None:
+    from lightkube.core.exceptions import ApiError
+    from lightkube.models.meta_v1 import ObjectMeta
+    from lightkube.resources.core_v1 import Pod
+
+    template = job.spec.template
+    metadata = ObjectMeta(name=f"{job.metadata.name}-0", labels=template.metadata.labels)
+    try:
+        connection.ask(lambda: connection.client.create(Pod(metadata=metadata, spec=template.spec), dry_run=True))
+    except ApiError as error:
+        message = error.status.message or ""
+        if error.status.code == _FORBIDDEN and ("cannot create" in message or "exceeded quota" in message):
+            return  # who may create Jobs need not be one who may create pods; of quotas, below
+        raise UserError(f"{pods.key}: Kubernetes refuses such pods: {message}") from None
+
+
+def _require_quota(connection: Connection, pods: PodResources) -> None:
+    from lightkube.core.exceptions import ApiError
+    from lightkube.resources.core_v1 import ResourceQuota
+
+    try:
+        quotas = connection.list(ResourceQuota)
+    except ApiError as error:
+        if error.status.code != _FORBIDDEN:
+            raise
+        return
+    for quota in quotas:
+        if quota.spec is None or quota.spec.scopes or quota.spec.scopeSelector:
+            continue  # holds for some pods only
+        used = (quota.status.used if quota.status else None) or {}
+        never, later = shortage(pods, quota.spec.hard or {}, used)
+        if never:
+            raise UserError(f"{pods.key}: the quota `{quota.metadata.name}` will never allow it: a job takes {never}")
+        if later:
+            print(f"quota   `{quota.metadata.name}` is used up: {later}; the job will wait for room")
