@@ -147,8 +147,17 @@ def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
     dask, loopback = cfg.data.dask, ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
     if dask.scheduler.value == "slurm" and not has_package("dask_jobqueue"):
         yield "data.dask.scheduler", "slurm needs `dask_jobqueue`: pip install 'declarative-experiments[slurm]'"
-    if dask.options and dask.scheduler.value != "slurm":
-        yield "data.dask.options", "has no effect without data.dask.scheduler=slurm"
+    if dask.scheduler.value == "kubernetes":
+        for package in ("lightkube", "cryptography"):
+            if not has_package(package):
+                yield (
+                    "data.dask.scheduler",
+                    f"kubernetes needs `{package}`: pip install 'declarative-experiments[kubernetes]'",
+                )
+        if not dask.options.get("image"):
+            yield "data.dask.options.image", "kubernetes needs an image that has Python and this project's packages"
+    if dask.options and dask.scheduler.value not in ("slurm", "kubernetes"):
+        yield "data.dask.options", "has no effect without data.dask.scheduler=slurm or kubernetes"
     if dask.address is None:
         return
     if dask.scheduler.value != "distributed":

@@ -57,6 +57,7 @@ class DaskScheduler(Enum):
     synchronous = "synchronous"
     distributed = "distributed"
     slurm = "slurm"
+    kubernetes = "kubernetes"
 
 
 class Mode(Enum):
@@ -113,10 +114,12 @@ class LoaderConfig:
 
 @dataclass
 class DaskConfig:
-    """Where ingest runs: `distributed` starts workers here, or uses the cluster at `address`; `slurm` submits them.
+    """Where ingest runs: `distributed` starts workers here, or uses the cluster at `address`; `slurm` and `kubernetes`
+    submit them.
 
-    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address. `options` are those of
-    `dask_jobqueue.SLURMCluster`: queue, account, walltime, job_script_prologue and so on.
+    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address. `options` are, for `slurm`,
+    those of `dask_jobqueue.SLURMCluster`: queue, account, walltime, job_script_prologue and so on; for `kubernetes`
+    those of `hydra/launcher=kubernetes` that tell what pods are like, and `host`, under which pods reach this machine.
     """
 
     scheduler: DaskScheduler = DaskScheduler.threads

@@ -1,11 +1,12 @@
-"""Dask clusters for an ingest: workers of this machine, SLURM jobs, or a cluster that runs already.
+"""Dask clusters for an ingest: workers of this machine, SLURM jobs, pods of Kubernetes, or a cluster that runs already.
 
-What leaves the machine is encrypted: SLURM's workers and the scheduler here know each other by certificates made for
-this one ingest; a cluster at an address elsewhere must be reached by TLS (`framework.config.rules`).
+What leaves the machine is encrypted: workers that are submitted and the scheduler here know each other by certificates
+made for this one ingest; a cluster at an address elsewhere must be reached by TLS (`framework.config.rules`).
 """
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -101,6 +102,66 @@ def slurm_cluster(config: DictConfig, shared: Path) -> Iterator[Client]:
             say(f"  Dask: {jobs}, dashboard {client.dashboard_link}")
             cluster.adapt(minimum=config.workers, maximum=config.workers)
             yield client
+
+
+@contextmanager
+def kubernetes_cluster(config: DictConfig, shared: Path) -> Iterator[Client]:
+    """Yield a client of `workers` pods, each a worker of one thread; lost ones are replaced.
+
+    dask-kubernetes is not used: it neither encrypts nor hands certificates on (2026.3), and wants an operator.
+
+    Args:
+        config: `options` are fields of `PodResources`, and `python`, the interpreter in the image, and `host`, the
+            address under which pods reach this machine.
+        shared: the data root, which pods must see at the same path.
+
+    Raises:
+        UserError: when there is no cluster, or it refuses such pods.
+    """
+    from dask.utils import parse_bytes
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
+    from distributed.utils import get_ip
+
+    from framework.launch.admission import require_admitted
+    from framework.launch.connection import Connection
+    from framework.launch.pods import PodResources
+    from framework.launch.pool import pool_manifests
+
+    options = as_plain(config.options)
+    host, python = options.pop("host", None) or get_ip(), options.pop("python", "python")
+    memory = str(parse_bytes(config.memory_limit))
+    try:
+        pods = PodResources(**{"memory": memory, **options, "key": "data.dask.options", "nodes": config.workers})
+    except TypeError as error:
+        raise UserError(f"data.dask.options: {str(error).partition('() ')[2] or error}") from None
+    pods.require_mounted(shared.resolve(), Path.cwd())
+    connection = Connection(pods.context, pods.namespace)
+    security = Security.temporary()
+    cluster = LocalCluster(
+        n_workers=0, host=host, security=security, protocol="tls://", dashboard_address="127.0.0.1:0"
+    )
+    with cluster, Client(cluster) as client:
+        name = f"ingest-{secrets.token_hex(4)}"
+        worker = [
+            python, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--nthreads", "1", "--no-nanny",
+            "--no-dashboard", "--memory-limit", config.memory_limit, "--local-directory", "/tmp",
+            "--death-timeout", "60",
+        ]  # fmt: skip
+        tls = {"CA_FILE": security.tls_ca_file, "WORKER__CERT": security.tls_worker_cert}
+        tls["WORKER__KEY"] = security.tls_worker_key
+        known = {f"DASK_DISTRIBUTED__COMM__TLS__{key}": str(text) for key, text in tls.items()}
+        known["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] = "True"
+        job, secret = pool_manifests(name, pods, worker, Path.cwd(), known)
+        require_admitted(connection, [job], pods)
+        connection.create(secret)
+        try:
+            connection.adopt(connection.create(job), secret)  # they go together, whatever becomes of this process
+            say(f"  Dask: {config.workers} pods of {config.memory_limit} memory, dashboard {client.dashboard_link}")
+            yield client
+        finally:
+            connection.delete(type(job), name)
+            connection.delete(type(secret), name)
 
 
 def _certificates(folder: Path) -> Security:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from framework.record.console import progress
 
-from .clusters import existing_cluster, local_cluster, slurm_cluster
+from .clusters import existing_cluster, kubernetes_cluster, local_cluster, slurm_cluster
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,6 +97,9 @@ def open_pool(config: DictConfig, shared: Path) -> Iterator[Pool]:
     scheduler = config.scheduler.value
     if scheduler == "slurm":
         with slurm_cluster(config, shared) as client:
+            yield DistributedPool(client)
+    elif scheduler == "kubernetes":
+        with kubernetes_cluster(config, shared) as client:
             yield DistributedPool(client)
     elif scheduler != "distributed":
         yield LocalPool(scheduler, config.workers)

@@ -9,27 +9,26 @@ from framework.errors import UserError
 
 from .connection import Connection
 from .pods import PodResources, shortage
-from .workloads import JobSet, PlainJob, Workload
 
 _FORBIDDEN, _UNKNOWN = 403, 404
 
 
-def require_admitted(connection: Connection, workload: Workload, manifests: Sequence[Any], pods: PodResources) -> None:
-    """Let the API server judge a job's objects, and a pod of it, without creating one.
+def require_admitted(connection: Connection, manifests: Sequence[Any], pods: PodResources) -> list[Any]:
+    """Let the API server judge a job's objects, and a pod of it, without creating one; returns what it makes of them.
 
     Where a quota would let the job run, but not now, a line says so.
 
     Raises:
         UserError: when the cluster refuses, or has not what they need.
     """
+    from lightkube.resources.batch_v1 import Job
+
     _require_there(connection, pods)
-    for manifest in manifests:
-        answer = _tried(connection, manifest, pods.key)
-        if isinstance(workload, JobSet):
-            workload.require_known(answer)
-    if isinstance(workload, PlainJob):  # what a Job may not say for itself is only held against its pods
+    answers = [_tried(connection, manifest, pods.key) for manifest in manifests]
+    if isinstance(manifests[0], Job):  # much is held against its pods only
         _try_pod(connection, manifests[0], pods)
     _require_quota(connection, pods)
+    return answers
 
 
 def _require_there(connection: Connection, pods: PodResources) -> None:

@@ -102,7 +102,9 @@ class KubernetesBackend:
         folder, snapshot = place.resolve(), self.remote.snapshot
         self.pods.require_mounted(folder, self.remote.folder, *(snapshot.imports if snapshot else ()))
         name = _name(title, folder, "check")
-        require_admitted(self.connection, self.workload, self.workload.manifests(name, folder), self.pods)
+        answers = require_admitted(self.connection, self.workload.manifests(name, folder), self.pods)
+        if isinstance(self.workload, JobSet):
+            self.workload.require_known(answers[0])
 
     def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
         """Write the manifests without submitting; returns their file."""

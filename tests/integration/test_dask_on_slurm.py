@@ -15,10 +15,11 @@ from tests.conftest import Compose
 
 pytestmark = pytest.mark.integration
 
-NOISE = (
-    "data=synthetic", "model=mlp", "data.source.rows=60000", "+data.source.partition_rows=2500", "data.dask.scheduler=slurm",
-    "data.dask.workers=2", "data.dask.memory_limit=500MB", "+data.dask.options.interface=lo",
+ROWS = (
+    "data=synthetic", "model=mlp", "data.source.rows=60000", "+data.source.partition_rows=2500", "data.dask.workers=2",
+    "data.dask.memory_limit=500MB",
 )  # fmt: skip
+NOISE = (*ROWS, "data.dask.scheduler=slurm", "+data.dask.options.interface=lo")
 
 
 def jobs() -> list[str]:
@@ -55,7 +56,7 @@ def test_jobs_make_the_version_that_threads_make_and_a_lost_one_is_replaced(
         time.sleep(0.1)
     assert jobs() == []
     assert [f.name for f in (tmp_path / "slurm").iterdir()] == ["synthetic"]  # no keys and logs are left
-    local = small(*NOISE, f"data.store.root={tmp_path}/here", "data.dask.scheduler=threads", "data.dask.options={}")
+    local = small(*ROWS, f"data.store.root={tmp_path}/here")
     assert shards(Path(made)) == shards(Path(prepare_dataset(local.data)[0]))
     assert verify(Path(made)) == []
 
