@@ -3,8 +3,8 @@
     .venv/bin/python scripts/fault_launch.py [--trials 60] [--kills 30]
 
 It starts a SLURM of its own (`scripts/slurm_local`: needs root, and Debian's slurmctld, slurmd, slurm-client, munge).
-Each kill is one of: a trial's process; a node's daemon and all that runs on the node (it comes back half a minute
-later); the controller, which is then started again by the same command. At the end every trial must have one result,
+Each trial trains on two ranks. Each kill is one of: a trial's process; one of its ranks; a node's daemon and all that
+runs on the node (it comes back half a minute later); the controller, which is then started again by the same command. At the end every trial must have one result,
 no point may have been tried twice, and trials chosen by chance must have the metrics of the same run undisturbed.
 
 Two cores: killed: 10 x controller, 5 x node, 15 x worker; 60 of 60 trials have their result, none twice.
@@ -31,7 +31,7 @@ from framework.record.run import RunRecord  # noqa: E402
 
 NODES = 4
 SMALL = ("recipe=digits", "stages=[prepare,train]", "model.widths=[8,16]", "compress=none", "export=none",
-         "trainer.max_epochs=6", "trainer.threads=1")  # fmt: skip
+         "trainer.max_epochs=6", "trainer.threads=1", "strategy=ddp", "strategy.devices=2")  # fmt: skip
 
 
 class Site:
@@ -69,9 +69,9 @@ class Site:
         log = (self.folder / "controller.txt").open("ab")
         return subprocess.Popen(self.command, cwd=HOME, stdout=log, stderr=log, start_new_session=True)
 
-    def workers(self, node: int | None = None) -> list[int]:
-        """Return the processes of trials: all, or those of a node."""
-        pattern = f"python.* -m framework.launch.worker {self.folder}"
+    def processes(self, what: str, node: int | None = None) -> list[int]:
+        """Return the workers (`launch.worker`) or ranks (`training.rank`) of trials: all, or those of a node."""
+        pattern = f"python.* -m framework.{what} {self.folder}"
         found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
         numbers = []
         for pid in map(int, found.stdout.split()):
@@ -85,7 +85,14 @@ class Site:
 
     def kill_worker(self) -> bool:
         """Kill a trial's process."""
-        if not (running := self.workers()):
+        return self._kill_one("launch.worker")
+
+    def kill_rank(self) -> bool:
+        """Kill a rank of a trial."""
+        return self._kill_one("training.rank")
+
+    def _kill_one(self, what: str) -> bool:
+        if not (running := self.processes(what)):
             return False
         os.kill(random.choice(running), signal.SIGKILL)
         return True
@@ -104,7 +111,7 @@ class Site:
             os.kill(int((self.slurm / "run" / f"slurmd.n{node}.pid").read_text()), signal.SIGKILL)
         except (OSError, ValueError):
             return False
-        for pid in self.workers(node):
+        for pid in self.processes("launch.worker", node) + self.processes("training.rank", node):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -131,8 +138,8 @@ def main() -> int:
             while sum(done.values()) < arguments.kills and site.controller.poll() is None:
                 time.sleep(random.uniform(2, 10))
                 if site.controller.poll() is None:
-                    name = random.choices(("worker", "node", "controller"), (6, 2, 2))[0]
-                    if {"worker": site.kill_worker, "node": site.kill_node, "controller": site.kill_controller}[name]():
+                    name = random.choices(("worker", "rank", "node", "controller"), (3, 3, 2, 2))[0]
+                    if getattr(site, f"kill_{name}")():
                         done[name] = done.get(name, 0) + 1
             code = site.controller.wait()
             bad = judge(Path(place), arguments.trials)

@@ -106,7 +106,8 @@ class SlurmLauncher(ClusterLauncher):
             `Resources`.
         modules: what `module load` is given.
         setup: lines of shell before the worker is started.
-        python: the interpreter on the nodes; by default this one.
+        container: the command that starts a process in a container, as in `apptainer exec --nv image.sif`.
+        python: the interpreter on the nodes, or in the container; by default this one.
         grace_s, retries, backoff_s: see `SlurmBackend`.
         n_jobs: how many at once, where no sweeper says so.
         **others: see `ClusterLauncher`.
@@ -127,6 +128,7 @@ class SlurmLauncher(ClusterLauncher):
         extra: Mapping[str, Any] | None = None,
         modules: Sequence[str] = (),
         setup: Sequence[str] = (),
+        container: str | None = None,
         python: str | None = None,
         grace_s: int = 120,
         retries: int = 2,
@@ -140,12 +142,13 @@ class SlurmLauncher(ClusterLauncher):
             as_plain(extra or {}),
         )  # fmt: skip
         self.nodes, self.gpus_per_node, self.n_jobs = nodes, gpus_per_node, n_jobs
-        self.modules, self.shell, self.python = list(modules), list(setup), python or sys.executable
+        self.modules, self.shell, self.container = list(modules), list(setup), container
+        self.python = python or sys.executable
         self.grace_s, self.retries, self.backoff_s = grace_s, retries, backoff_s
         self.resources.options()
 
     def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
-        remote = Remote(self.python, self._folder, self.code(outputs), self.modules, self.shell)
+        remote = Remote(self.python, self._folder, self.code(outputs), self.modules, self.shell, self.container)
         tries = self.retries if retries is None else retries
         return SlurmBackend(slots, self.resources, remote, self.grace_s, tries, self.backoff_s)
 

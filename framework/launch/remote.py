@@ -23,6 +23,7 @@ class Remote:
         snapshot: the code; None for the working directory as it is then.
         modules: what `module load` is given.
         setup: lines of shell before the worker is started.
+        container: the command that the worker is started by, in a container, as in `apptainer exec --nv image.sif`.
     """
 
     python: str
@@ -30,6 +31,7 @@ class Remote:
     snapshot: Snapshot | None = None
     modules: Sequence[str] = ()
     setup: Sequence[str] = ()
+    container: str | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that make the worker run the code that was submitted."""
@@ -47,4 +49,5 @@ class Remote:
 
     def worker(self) -> str:
         """Return the command that is given a job's folder."""
-        return f"{shlex.quote(self.python)} -m framework.launch.worker"
+        worker = f"{shlex.quote(self.python)} -m framework.launch.worker"
+        return f"{self.container} {worker}" if self.container else worker
