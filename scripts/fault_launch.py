@@ -4,8 +4,9 @@
 
 It starts a SLURM of its own (`scripts/slurm_local`: needs root, and Debian's slurmctld, slurmd, slurm-client, munge).
 Each trial trains on two ranks. Each kill is one of: a trial's process; one of its ranks; a node's daemon and all that
-runs on the node (it comes back half a minute later); the controller, which is then started again by the same command. At the end every trial must have one result,
-no point may have been tried twice, and trials chosen by chance must have the metrics of the same run undisturbed.
+runs on the node (it comes back half a minute later); the controller, which is then started again by the same command.
+At the end every trial must have one result, no point may have been tried twice, and trials chosen by chance must have
+the metrics of the same run undisturbed.
 
 Two cores: killed: 10 x controller, 5 x node, 15 x worker; 60 of 60 trials have their result, none twice.
 """
