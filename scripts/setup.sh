@@ -40,7 +40,7 @@ ensure_environment() {
   exec 9<pyproject.toml
   flock 9
   [ "$(cat .venv/stamp 2>/dev/null)" = "$wanted" ] && return
-  echo "setting up .venv (about 2 GB; once) ..." >&2
+  echo "setting up .venv (about 3 GB; once) ..." >&2
   if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python) || exit 1
     rm -rf .venv
@@ -49,7 +49,7 @@ ensure_environment() {
   {
     .venv/bin/python -m pip install --disable-pip-version-check uv &&
       UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" .venv/bin/uv pip install --python .venv/bin/python \
-        --constraints scripts/constraints.txt --editable '.[dev]'
+        --compile-bytecode --constraints scripts/constraints.txt --editable '.[dev]'
   } >.venv/setup.log 2>&1 || explain_failure
   echo "$wanted" >.venv/stamp
   exec 9<&-

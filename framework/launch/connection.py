@@ -164,12 +164,15 @@ class Watch:
         self._changed.clear()
 
     def _list(self) -> str:
-        listed = self.connection.client.list(self.kind, labels=self.labels)
-        objects = self.connection.ask(lambda: {found.metadata.name: found for found in listed})
+        def objects_and_version() -> tuple[dict[str, Any], str]:
+            listed = self.connection.client.list(self.kind, labels=self.labels)
+            return {found.metadata.name: found for found in listed}, str(listed.resourceVersion)
+
+        objects, version = self.connection.ask(objects_and_version)
         with self._lock:
             self._objects, self._heard, self._known = objects, time.monotonic(), True
         self._changed.set()
-        return str(listed.resourceVersion)
+        return version
 
     def _follow(self) -> None:
         from httpx2 import HTTPError

@@ -23,11 +23,13 @@ import pytest
 import yaml
 from lightkube import Client, KubeConfig
 from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.batch_v1 import Job as ClusterJob
 from lightkube.resources.core_v1 import Pod, Secret
 from lightkube.types import CascadeType
 
+from framework.launch.connection import Connection
 from framework.launch.jobs import Job
 from framework.launch.pods import MANAGED
 from framework.launch.workloads import INDEX_LABEL, JOB_LABEL
@@ -38,6 +40,10 @@ from tests.integration.test_slurm import PRUNING, eventually, last_step, newest,
 from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 
 pytestmark = pytest.mark.integration
+KINDS = {
+    "jobsets": ("jobset.x-k8s.io", "v1alpha2", "JobSet"),
+    "trainjobs": ("trainer.kubeflow.org", "v1alpha1", "TrainJob"),
+}
 REAL = os.environ.get("KUBECONFIG_TEST")
 
 
@@ -52,6 +58,13 @@ class Site:
     def __init__(self, overrides: list[str], stand_in: Cluster | None) -> None:
         self.overrides, self.stand_in = overrides, stand_in
         self.client = Client(config=KubeConfig.from_env().get())
+
+    def need(self, kind: str) -> None:
+        """Have a kind of object that is not of Kubernetes' core; a real cluster without it skips the test."""
+        if self.stand_in is not None:
+            self.stand_in.install(kind)
+        elif kind in KINDS and not Connection(None, None).knows(create_namespaced_resource(*KINDS[kind], kind)):
+            pytest.skip(f"the cluster has no {kind}")
 
     def jobs(self) -> list[Any]:
         return list(self.client.list(ClusterJob, labels=dict(MANAGED)))
@@ -133,7 +146,6 @@ def test_one_override_sends_an_experiment_and_what_is_wrong_is_said_before(
         "hydra.launcher.secrets=[other]": "there is no Secret `other`",
         "hydra.launcher.user=0": "pods do not run as root",
         "hydra.launcher.tolerations=[{key: a, effect: 3}]": "Kubernetes refuses such jobs",
-        "hydra.launcher.kind=trainjob": "this cluster has no TrainJobs",
         "+hydra.launcher.colour=red": "colour",
     }.items():
         done = command(*common, wrong)
@@ -173,16 +185,20 @@ def test_what_a_pod_gets_wrong_ends_the_job(command: Command, site: Site) -> Non
     assert len(list(site.client.list(Pod, labels=dict(MANAGED)))) == 1
 
 
-@pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
+def test_kubeflow_trains_it(command: Command, site: Site, outputs: Path) -> None:
+    site.need("trainjobs")
+    site.need("jobsets")
+    done = command(*site.overrides, "trainer.max_epochs=1", "hydra.launcher.kind=trainjob")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert RunRecord(newest(outputs))["status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["job", "jobset"])
 def test_two_nodes_go_on_exactly_after_one_is_evicted_and_when_the_submitter_dies(
     kind: str, command: Command, site: Site, outputs: Path, undisturbed: dict[str, float]
 ) -> None:
     two = [f"hydra.launcher.kind={kind}", "strategy=ddp", "strategy.devices=1", "hydra.launcher.nodes=2"]
-    if site.stand_in is None and "has no" in command(*site.overrides, *two, "dry_run=true").stderr:
-        pytest.skip(f"the cluster has nothing that runs a {kind}")
-    if site.stand_in is not None:
-        site.stand_in.install("jobsets")
-        site.stand_in.install("trainjobs")
+    site.need(f"{kind}s")
     with submitted(*site.overrides, *LONG, "model.pause_s=0.01", *two) as submitter:
         eventually(lambda: list(outputs.glob("digits/*/checkpoints/step_*")))
         run = newest(outputs)
