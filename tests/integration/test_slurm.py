@@ -209,7 +209,7 @@ def test_a_sweep_of_thirty_prunes_and_survives_a_node_and_its_controller(
 ) -> None:
     sweep = [
         "-m", *SMALL, f"outputs={outputs}", "stages=[prepare,train]", *PRUNING, "hydra.sweeper.n_trials=30",
-        "hydra.sweeper.n_jobs=4", "trainer.max_epochs=10", "optimizer.lr=interval(1e-7, 1e-1)",
+        "hydra.sweeper.n_jobs=4", "trainer.max_epochs=5", "optimizer.lr=interval(1e-7, 1e-1)",
     ]  # fmt: skip
 
     def ended() -> int:
