@@ -84,6 +84,24 @@ def test_a_second_interrupt_stops_at_once(outputs: Path, tmp_path: Path) -> None
     assert RunRecord(tmp_path / "run")["status"] == "preempted"
 
 
+def test_a_signal_that_meets_ranks_before_they_listen_is_a_stop_and_no_failure(outputs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*LONG, "strategy=ddp", "strategy.devices=2", f"outputs={outputs}", f"run_dir={run}")
+    ranks: list[int] = []
+
+    def started() -> bool:
+        found = subprocess.run(["pgrep", "-f", f"framework.training.rank {run}"], capture_output=True, text=True)
+        ranks[:] = map(int, found.stdout.split())
+        return len(ranks) == 2
+
+    wait_for(started, process)
+    for pid in (process.pid, *ranks):  # as a scheduler does
+        os.kill(pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert RunRecord(run)["status"] == "preempted"
+
+
 def test_a_full_disk_is_one_clear_message_and_the_run_says_so(command: Command, outputs: Path, tmp_path: Path) -> None:
     assert command("stages=[prepare]", f"outputs={outputs}").returncode == 0
     before = (outputs / "latest" / "run.json").read_bytes()

@@ -201,7 +201,7 @@ def test_whoever_waits_is_told_of_changes_and_lists_again_when_too_much_was_forg
     cluster.store.refuses_until = time.monotonic() + 0.3
     assert backend().phases([made]) == [Phase.running]  # who was refused asks again, and takes that for no answer
     cluster.store.refuses_until = float("inf")
-    with pytest.raises(UserError, match="the Kubernetes API server at .* is away"):
+    with pytest.raises(UserError, match=r"the Kubernetes API server at .* is away"):
         backend().phases([made])
     assert where.phases([made]) == [Phase.running]  # what was known last
     cluster.store.compact()  # what was watched is answered with 410
