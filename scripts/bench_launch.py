@@ -9,11 +9,12 @@ beside plain `sbatch` of the same import. `submitit`: from the command to a job'
 hydra-submitit-launcher (in an environment of its own, `.venv-peers-launch`, made on first use).
 
 Two cores, beside other work:
-1,000 jobs: snapshot 0.13 s, configs 5.10 s, sbatch and handles 0.21 s: 5.44 s in all
-  memory grew by 1.9 MB; snapshots: 1
-  one question for all: 0.079 s, 0.079 ms a job
-submission to end, work of nothing: ours 0.98 s, plain sbatch of the same import 1.00 s: -0.02 s
-command to a job's first line, two jobs: ours 1.7 s, hydra-submitit-launcher 2.0 s
+1,000 jobs: snapshot 0.18 s, configs 6.40 s, sbatch and handles 0.28 s: 6.86 s in all
+  memory grew by 2.0 MB; snapshots: 1
+  one question for all: 0.072 s, 0.072 ms a job
+submission to end, work of nothing: ours 0.94 s, plain sbatch of the same import 1.05 s: -0.11 s
+command to a job's first line, two jobs, four sittings: ours 2.2, 1.6, 2.4, 2.1 s, hydra-submitit-launcher 1.8, 2.0,
+1.7, 2.2 s
 """
 
 from __future__ import annotations
