@@ -232,12 +232,12 @@ exit $code
 
     def _phase(self, job: Job) -> Phase:
         state, reason = self._states.get(_number(job), ("GONE", ""))
+        if reason == "BeginTime":
+            self._hasten(job)
+        else:
+            self._waiting.pop(job.folder, None)
         if state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"):
             self._over.pop(job.folder, None)
-            if reason == "BeginTime":
-                self._hasten(job)
-            else:
-                self._waiting.pop(job.folder, None)
             return Phase.waiting
         if state in _OVER or state == "GONE":
             result = job.result()
