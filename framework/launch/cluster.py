@@ -200,7 +200,7 @@ class KubernetesLauncher(ClusterLauncher):
 
     def send_to(self, where: Mapping[str, Any]) -> None:
         super().send_to(where)
-        self.kind = where["kind"]
+        self.kind = where.get("kind", "job")  # what there was before there were others
 
     def cost(self, jobs: int) -> str:
         pods = self.pods

@@ -22,9 +22,10 @@ from .admission import require_admitted
 from .backend import Phase
 from .connection import Connection, Watch
 from .jobs import HANDLE, LIST, Job, Status
+from .jobsets import JobSet, TrainJob
 from .pods import MANAGED, PodResources
 from .remote import Remote
-from .workloads import INDEX_LABEL, JOB_LABEL, JobSet, PlainJob, Seen, Spawn, TrainJob, Workload
+from .workloads import INDEX_LABEL, JOB_LABEL, PlainJob, Seen, Spawn, Workload
 
 MANIFEST = "manifests.yaml"
 KINDS = ("auto", "job", "jobset", "trainjob")

@@ -1,4 +1,4 @@
-"""What stands for a job on Kubernetes: a Job; a JobSet, which begins all its pods again; a TrainJob of Kubeflow's.
+"""What stands for a job on Kubernetes: a Job here; where more is installed, what `jobsets.py` knows.
 
 Each takes the exit codes in its own way, to the same end: a pod that saved its state (75) or was disrupted is replaced
 without being counted, what the user did wrong (2) ends the job, anything else is tried again some times.
@@ -6,21 +6,20 @@ without being counted, what the user did wrong (2) ends the job, anything else i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from framework.errors import EXIT_PREEMPTED, EXIT_USER, UserError
+from framework.errors import EXIT_PREEMPTED, EXIT_USER
 
-from .pods import MANAGED, PodResources, container_security, pod_security, pod_spec, volumes_of
+from .pods import MANAGED, PodResources, pod_spec
 from .remote import Remote
 
 RENDEZVOUS_PORT = 29_500
 JOB_LABEL, FOLDER_NOTE = "experiments/job", "experiments/folder"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 _ALONE = {"FRAMEWORK_HEAD": "127.0.0.1"}
-_NODE = "node"  # how JobSets and Kubeflow's runtimes call the pods that train
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,14 @@ class PlainJob:
         from lightkube.models.batch_v1 import JobSpec
 
         pods, nodes = self.spawn.pods, self.spawn.pods.nodes
-        network = _network(f"{name}-0.{name}") if nodes > 1 else _ALONE
+        network = network_of(f"{name}-0.{name}") if nodes > 1 else _ALONE
         spec = JobSpec(
             template=self.spawn.template(name, folder, network, name if nodes > 1 else None),
             completions=nodes,
             parallelism=nodes,
             completionMode="Indexed",
             backoffLimit=(self.spawn.retries + 1) * nodes - 1,  # when one pod fails, the others end, and are counted
-            podFailurePolicy=_policy(mistake="FailJob", saved="Ignore"),
+            podFailurePolicy=failure_policy(mistake="FailJob", saved="Ignore"),
             podReplacementPolicy="Failed",  # never two pods of one index
             activeDeadlineSeconds=pods.deadline_s,
             ttlSecondsAfterFinished=pods.keep_s,
@@ -162,7 +161,7 @@ class PlainJob:
             parallelism=min(throttle or count, count),
             completionMode="Indexed",
             backoffLimitPerIndex=self.spawn.retries,
-            podFailurePolicy=_policy(mistake="FailIndex", saved="Ignore"),
+            podFailurePolicy=failure_policy(mistake="FailIndex", saved="Ignore"),
             podReplacementPolicy="Failed",
             activeDeadlineSeconds=pods.deadline_s,
             ttlSecondsAfterFinished=pods.keep_s,
@@ -173,162 +172,16 @@ class PlainJob:
     def seen(self, found: Any) -> Seen:
         status = found.status.to_dict() if found.status else {}
         over = ",".join(filter(None, (status.get("completedIndexes"), status.get("failedIndexes"))))
-        return _seen(status, "Complete", int(status.get("ready") or 0), over)
+        return seen_of(status, "Complete", int(status.get("ready") or 0), over)
 
 
-class JobSet:
-    """A JobSet of one such Job: when a pod fails or goes, all of them begin again together.
-
-    Source: https://jobset.sigs.k8s.io, of 0.10 or newer.
-    """
-
-    kind = "jobset"
-
-    def __init__(self, spawn: Spawn) -> None:
-        self.spawn = spawn
-
-    @property
-    def resource(self) -> type[Any]:
-        from lightkube.generic_resource import create_namespaced_resource
-
-        return create_namespaced_resource("jobset.x-k8s.io", "v1alpha2", "JobSet", "jobsets")
-
-    def manifests(self, name: str, folder: Path) -> list[Any]:
-        from lightkube.models.batch_v1 import JobSpec, JobTemplateSpec
-
-        pods, nodes = self.spawn.pods, self.spawn.pods.nodes
-        job = JobSpec(
-            template=self.spawn.template(name, folder, _network(f"{name}-{_NODE}-0-0.{name}"), name),
-            completions=nodes,
-            parallelism=nodes,
-            completionMode="Indexed",
-            backoffLimit=0,  # it is the set that begins again
-            podFailurePolicy=_policy(mistake="FailJob", saved="FailJob"),
-            podReplacementPolicy="Failed",
-            activeDeadlineSeconds=pods.deadline_s,
-        )
-        rules = [
-            _rule("mistaken", "FailJobSet", "PodFailurePolicy", f"failed with exit code {EXIT_USER} "),
-            _rule("savedOrDisrupted", "RestartJobSetAndIgnoreMaxRestarts", "PodFailurePolicy"),
-            _rule("deadline", "FailJobSet", "DeadlineExceeded"),
-        ]
-        spec: dict[str, Any] = {
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
-            "failurePolicy": {"maxRestarts": self.spawn.retries, "rules": rules},
-            "replicatedJobs": [
-                {"name": _NODE, "replicas": 1, "template": JobTemplateSpec(spec=job).to_dict()},
-            ],
-            "ttlSecondsAfterFinished": pods.keep_s,
-        }
-        if pods.queue:
-            spec["suspend"] = True
-        return [self.resource(metadata=self.spawn.metadata(name, folder), spec=spec)]
-
-    def seen(self, found: Any) -> Seen:
-        status = found.status or {}
-        ready = sum(int(part.get("ready") or 0) for part in status.get("replicatedJobsStatus") or [])
-        return _seen(status, "Completed", ready * self.spawn.pods.nodes)
-
-    @staticmethod
-    def require_known(answer: Any) -> None:
-        """Make sure that the cluster has understood when not to begin again.
-
-        Raises:
-            UserError: when it has dropped a part of what it was given.
-        """
-        rules = answer["spec"].get("failurePolicy", {}).get("rules") or [{}]
-        if not rules[0].get("onJobFailureMessagePatterns"):
-            raise UserError(
-                "hydra.launcher.kind: the JobSet of this cluster is older than 0.10, and would take a preemption for a "
-                "mistake of yours; write hydra.launcher.kind=job"
-            )
-
-
-class TrainJob:
-    """A TrainJob, which Kubeflow's Trainer makes a JobSet of; how often a pod is tried again is for its runtime to say.
-
-    Source: https://www.kubeflow.org/docs/components/trainer, of 2.2 or newer.
-
-    Args:
-        spawn: how its pods are started.
-        runtime: the name of a ClusterTrainingRuntime of which the pods that train are called `node`.
-
-    Raises:
-        UserError: for what a TrainJob cannot say.
-    """
-
-    kind = "trainjob"
-
-    def __init__(self, spawn: Spawn, runtime: str) -> None:
-        self.spawn, self.runtime = spawn, runtime
-        for key in ("secrets", "priority_class"):
-            if getattr(spawn.pods, key):
-                raise UserError(f"hydra.launcher.{key}: a TrainJob cannot say it; its runtime can")
-
-    @property
-    def resource(self) -> type[Any]:
-        from lightkube.generic_resource import create_namespaced_resource
-
-        return create_namespaced_resource("trainer.kubeflow.org", "v1alpha1", "TrainJob", "trainjobs")
-
-    def manifests(self, name: str, folder: Path) -> list[Any]:
-        pods, spawn = self.spawn.pods, self.spawn
-        pod = spawn.template(name, folder, _network(f"{name}-{_NODE}-0-0.{name}"), None, _NODE).spec
-        volumes, mounts = volumes_of(pod)
-        patch = {
-            "volumes": _plain(volumes),
-            "containers": [
-                {"name": _NODE, "volumeMounts": _plain(mounts), "securityContext": container_security().to_dict()}
-            ],
-            "securityContext": pod_security(pods).to_dict(),
-            "terminationGracePeriodSeconds": spawn.grace_s,
-        }
-        given = {
-            "serviceAccountName": pods.service_account,
-            "nodeSelector": dict(pods.node_selector or {}),
-            "tolerations": _plain(pod.tolerations or []),
-        }
-        patch |= {key: value for key, value in given.items() if value}
-        template = {"metadata": {"labels": labels_of(name)}, "spec": patch}
-        (container,) = pod.containers
-        spec: dict[str, Any] = {
-            "runtimeRef": {"name": self.runtime},
-            "trainer": {
-                "image": pods.image,
-                "command": container.command,
-                "env": _plain(container.env),
-                "numNodes": pods.nodes,
-                "numProcPerNode": 1,
-                "resourcesPerNode": container.resources.to_dict(),
-            },
-            "runtimePatches": [
-                {
-                    "manager": "declarative-experiments/launcher",
-                    "trainingRuntimeSpec": {
-                        "template": {
-                            "spec": {"replicatedJobs": [{"name": _NODE, "template": {"spec": {"template": template}}}]}
-                        }
-                    },
-                }
-            ],
-        }
-        if pods.deadline_s is not None:
-            spec["activeDeadlineSeconds"] = pods.deadline_s
-        if pods.queue:
-            spec["suspend"] = True
-        return [self.resource(metadata=spawn.metadata(name, folder), spec=spec)]
-
-    def seen(self, found: Any) -> Seen:
-        status = found.status or {}
-        ready = sum(int(part.get("ready") or 0) for part in status.get("jobsStatus") or [])
-        return _seen(status, "Complete", ready * self.spawn.pods.nodes)
-
-
-def _network(head: str) -> dict[str, str]:
+def network_of(head: str) -> dict[str, str]:
+    """Return how the pods of a job find each other, as variables; `head` is the address of the first."""
     return {"FRAMEWORK_HEAD": head, "FRAMEWORK_PORT": str(RENDEZVOUS_PORT)}
 
 
-def _policy(mistake: str, saved: str) -> Any:
+def failure_policy(mistake: str, saved: str) -> Any:
+    """Return what a Job does when a pod ends by the user's mistake, and when it has saved its state or is disrupted."""
     from lightkube.models.batch_v1 import (
         PodFailurePolicy,
         PodFailurePolicyOnExitCodesRequirement,
@@ -351,11 +204,6 @@ def _policy(mistake: str, saved: str) -> Any:
     )
 
 
-def _rule(name: str, action: str, reason: str, pattern: str | None = None) -> dict[str, Any]:
-    rule: dict[str, Any] = {"name": name, "action": action, "onJobFailureReasons": [reason]}
-    return {**rule, "onJobFailureMessagePatterns": [pattern]} if pattern else rule
-
-
 def _service(name: str) -> Any:
     from lightkube.models.core_v1 import ServicePort, ServiceSpec
     from lightkube.models.meta_v1 import ObjectMeta
@@ -372,7 +220,8 @@ def _service(name: str) -> Any:
     )
 
 
-def _seen(status: Mapping[str, Any], complete: str, ready: int, done: str = "") -> Seen:
+def seen_of(status: Mapping[str, Any], complete: str, ready: int, done: str = "") -> Seen:
+    """Return what a status says; `complete` is the condition of what has ended well."""
     for condition in status.get("conditions") or []:
         if condition.get("status") != "True":
             continue
@@ -382,7 +231,3 @@ def _seen(status: Mapping[str, Any], complete: str, ready: int, done: str = "") 
         if condition["type"] == "Suspended":
             return Seen(None, None, ready, suspended=True, done=done)
     return Seen(None, None, ready, done=done)
-
-
-def _plain(objects: Sequence[Any]) -> list[dict[str, Any]]:
-    return [made.to_dict() for made in objects]
