@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightkube import Client
 
 _TRIES = 5
-_LIST_S, _TRUST_S, _AWAY_S = 1.0, 30.0, 1.0
+_LIST_S, _TRUST_S, _AWAY_S, _GATHER_S = 1.0, 30.0, 1.0, 0.05
 
 
 class Connection:
@@ -143,7 +143,7 @@ class Watch:
         Raises:
             UserError: when it was away from the beginning.
         """
-        if time.monotonic() - self._heard > (_LIST_S if self._thread is None else _TRUST_S):
+        if time.monotonic() - self._heard > (_TRUST_S if self._follows() else _LIST_S):
             try:
                 self._list()
             except UserError:
@@ -157,11 +157,15 @@ class Watch:
 
     def wait(self, seconds: float) -> None:
         """Wait for a change, at most so long."""
-        if self._thread is None:
+        if not self._follows():
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
-        self._changed.wait(seconds)
+        if self._changed.wait(seconds):
+            time.sleep(_GATHER_S)  # changes come in crowds
         self._changed.clear()
+
+    def _follows(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _list(self) -> str:
         def objects_and_version() -> tuple[dict[str, Any], str]:

@@ -29,6 +29,7 @@ from .workloads import INDEX_LABEL, JOB_LABEL, PlainJob, Seen, Spawn, Workload
 
 MANIFEST = "manifests.yaml"
 KINDS = ("auto", "job", "jobset", "trainjob")
+_WAIT_S = 0.5
 _NAME_LENGTH = 40  # pods add an index and five letters, and a name has 63 at most
 _GONE = Seen("Gone", "its Job is gone from the cluster")
 
@@ -192,8 +193,8 @@ class KubernetesBackend:
         return f"{seen.ready} of {self.pods.nodes} pods ready"
 
     def wait(self, seconds: float) -> None:
-        """Wait until Kubernetes tells of a change, at most so long."""
-        self._watch.wait(seconds)
+        """Wait until Kubernetes tells of a change, or a little: see `SlurmBackend.wait`."""
+        self._watch.wait(max(seconds, _WAIT_S))
 
     def stop(self, job: Job) -> None:
         """Leave it to the job, which sees that it was asked to; one that has not begun is taken away."""

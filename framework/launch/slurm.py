@@ -26,7 +26,7 @@ from .jobs import FAILURES, HANDLE, LIST, LOG, STOP, Job, Status
 from .remote import Remote
 
 SCRIPT = "job.sh"
-_POLL_S, _HASTEN_S = 1.0, 5.0
+_POLL_S, _WAIT_S, _HASTEN_S = 1.0, 0.5, 5.0
 _OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
     "REVOKED", "TIMEOUT",
@@ -281,8 +281,8 @@ exit $code
         return f"{state} ({reason})" if state == "PENDING" and reason not in ("", "None") else state
 
     def wait(self, seconds: float) -> None:
-        """Wait a little."""
-        time.sleep(seconds)
+        """Wait a little; not so short that a shared file system is kept busy by looking for results."""
+        time.sleep(max(seconds, _WAIT_S))
 
     def stop(self, job: Job) -> None:
         """Signal a job's processes; one that waits is taken out of the queue."""
