@@ -16,6 +16,7 @@ from framework.config.annotations import ExistingDir
 from framework.errors import DataError
 
 from .files import FileSet
+from .npy import parse_npz
 from .rows import Rows
 
 Block = tuple[str, int, int]  # a file, and where a block of it begins and how long it is
@@ -160,8 +161,7 @@ class NumpyFiles:
     def read(self, partition: str) -> Rows:
         path = self._files.path(partition)
         try:
-            with np.load(io.BytesIO(self._files.read(partition)), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+            return parse_npz(self._files.read(partition))
         except DataError:
             raise
         except Exception as error:  # zipfile, zlib and NumPy raise types of their own for a damaged archive

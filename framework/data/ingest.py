@@ -31,6 +31,7 @@ from framework.errors import DataError
 from framework.record.files import folder_aside, write_atomic, write_json
 
 from .manifest import FORMAT, MANIFEST, Codec, Field, Manifest, Shard, Split, offsets_of, values_of
+from .npy import write_npy
 from .pieces import Pieces
 from .pools import LocalPool, Pool
 from .ragged import Ragged, chunk_totals, chunked_bounds
@@ -272,22 +273,15 @@ def _save(recipe: Recipe, rows: Rows, folder: Path) -> None:
         array = rows[name]
         if spec.ragged:
             part = Ragged.of(name, array, spec)
-            _write_npy(folder / f"{values_of(name)}.npy", part.values)
-            _write_npy(folder / f"{offsets_of(name)}.npy", part.offsets)
+            write_npy(folder / f"{values_of(name)}.npy", part.values)
+            write_npy(folder / f"{offsets_of(name)}.npy", part.offsets)
             continue
         if array.shape[1:] != spec.shape or array.dtype != np.dtype(spec.dtype):
             raise DataError(
                 f"data.fields.{name}: rows are {array.dtype} {list(array.shape[1:])} after the transforms, "
                 f"and the config says {spec.dtype} {list(spec.shape)}"
             )
-        _write_npy(folder / f"{name}.npy", np.ascontiguousarray(array))
-
-
-def _write_npy(path: Path, array: npt.NDArray) -> None:
-    """Write a `.npy` file; unlike `np.save`, with the system's own error when the disk is full."""
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.reshape(-1).view(np.uint8).data)
+        write_npy(folder / f"{name}.npy", np.ascontiguousarray(array))
 
 
 # -- shards -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .manifest import Field, Split, offsets_of, values_of
+from .npy import map_npy
 from .ragged import Ragged, chunked_bounds, spans
 from .rows import permuted
 
@@ -48,7 +49,7 @@ class Pieces:
 
     def load(self, piece: int, array: str) -> npt.NDArray:
         """Return an array of a piece, mapped into memory."""
-        return np.load(self.folder / f"{piece:06d}" / self.split / f"{array}.npy", mmap_mode="r")
+        return map_npy(self.folder / f"{piece:06d}" / self.split / f"{array}.npy")
 
     def fixed(self, name: str, spec: Field, first: int, last: int) -> npt.NDArray:
         """Return rows of a field."""
