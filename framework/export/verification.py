@@ -14,8 +14,7 @@ from torchmetrics import MetricCollection
 from framework.data.batch_transforms import Batch
 from framework.errors import UserError
 from framework.models.saved import SavedModel
-from framework.training.module import scalars
-from framework.training.tasks import Task, forward
+from framework.training.tasks import Task, forward, scalars
 from framework.training.workbench import Workbench
 
 from .process import RuntimeProcess

@@ -13,11 +13,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the elements of a model's module lists, outermost first; the model itself where it has none."""
-    found = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
-    return found or [model]
+from .blocks import blocks_of
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from framework.errors import UserError
 from framework.record.console import say
 from framework.record.files import checksum, folder_aside, write_json
 
 STATE, WEIGHTS, DESCRIPTION = "state.pt", "weights.safetensors", "checkpoint.json"
+BEST = "best.safetensors"  # the best weights, beside the states
 FORMAT = 1
 
 
@@ -130,3 +131,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return state, load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"`{folder}` is not a whole checkpoint: {error}") from None
+
+
+def load_best(model: nn.Module, folder: Path) -> None:
+    """Put the best weights of a training into the model."""
+    model.load_state_dict(load_file(folder / BEST), strict=False)

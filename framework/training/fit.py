@@ -8,8 +8,7 @@ from torch import nn
 
 from framework.config.world import world_size
 
-from .loop import Fitted, Job, train
-from .module import LogMetrics
+from .job import Fitted, Job, LogMetrics
 from .ranks import train_on_ranks
 from .workbench import Workbench
 
@@ -44,4 +43,6 @@ def fit(
     job = Job(what, length, learning_rate_scale, resume)
     if world_size(bench.config) > 1:
         return train_on_ranks(bench, model, folder, job, log)
+    from .loop import train  # Lightning, which takes seconds to import: with several ranks, only they need it
+
     return train(bench, model, folder, job, log)

@@ -27,37 +27,16 @@ from .acceleration import accelerated
 from .anomalies import Anomalies, Guard
 from .averaging import Averaging
 from .callbacks import Heartbeat, ProgressLine, Validation
-from .checkpoints import CheckpointFolder
+from .checkpoints import CheckpointFolder, load_best
 from .flops import peak_flops, training_flops
 from .groups import parameter_groups
-from .module import LogMetrics, TrainingModule
+from .job import Fitted, Job, LogMetrics
+from .module import TrainingModule
 from .rates import MetricsLog
-from .saving import Checkpoints, load_best
+from .saving import Checkpoints
 from .step import Boundary, StepCallback
 from .stopping import Stop
 from .workbench import Workbench
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained, beside the experiment's config; see `fit`."""
-
-    what: str
-    length: float = 1.0
-    learning_rate_scale: float = 1.0
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a training gave: validation metrics of the best weights, steps (and how many of them left their update out),
-    the precision that was really used."""
-
-    metrics: dict[str, float]
-    steps: int
-    skipped: int
-    precision: str
-    device: str
 
 
 def train(

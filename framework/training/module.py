@@ -16,10 +16,10 @@ from framework.data.batch_transforms import Batch
 
 from .clipping import clip_gradients, whole
 from .groups import Group, with_parameters
+from .job import LogMetrics
 from .strategies import shard
-from .tasks import Task, forward
+from .tasks import Task, forward, scalars
 
-LogMetrics = Callable[[dict[str, float], int], None]
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
 
@@ -197,8 +197,3 @@ class TrainingModule(pl.LightningModule):
         self.validation, self.validated_step = scalars(self._val_metrics, "val"), step
         if self.global_rank == 0:
             self._log(self.validation, step)
-
-
-def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:
-    """Return the scalar values of metrics, by `prefix/name`."""
-    return {f"{prefix}/{name}": v.item() for name, v in metrics.compute().items() if v.numel() == 1}

@@ -18,7 +18,7 @@ from framework.errors import Preempted, UserError, reason_of
 from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 
-from .ranks import TEAM, Place, Team
+from .team import TEAM, Place, Team
 
 POLL_S = 0.2
 

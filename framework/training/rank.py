@@ -1,6 +1,6 @@
 """One rank of a training, as a process of its own: `python -m framework.training.rank RUN FOLDER ALIVE PIPE`.
 
-Started by `ranks.py`. RUN is the run directory; FOLDER holds what is to be trained; ALIVE is a file descriptor that
+Started by `team.py`. RUN is the run directory; FOLDER holds what is to be trained; ALIVE is a file descriptor that
 ends when the starting process does; to PIPE rank 0 writes metrics.
 """
 
@@ -27,8 +27,9 @@ from framework.record.files import write_json
 from framework.record.interrupts import INTERRUPTS
 from framework.record.run import RunRecord
 
-from .loop import Job, train
-from .ranks import STEPS, heartbeat
+from .job import Job
+from .loop import train
+from .team import STEPS, heartbeat
 from .workbench import Workbench
 
 

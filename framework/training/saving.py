@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
 from framework.data.loader import Resumable
 from framework.errors import UserError
@@ -18,12 +16,10 @@ from framework.record.files import write_json
 
 from .anomalies import Anomalies
 from .averaging import Averaging
-from .checkpoints import CheckpointFolder
+from .checkpoints import BEST, CheckpointFolder
 from .module import TrainingModule
 from .state import Weights, gather_optimizer, gather_random, gather_weights, spread_optimizer, spread_random
 from .step import StepCallback
-
-BEST = "best.safetensors"
 
 
 class Checkpoints(StepCallback):
@@ -137,8 +133,3 @@ class Checkpoints(StepCallback):
         save_file(weights, aside)
         aside.replace(folder / BEST)
         write_json(folder / "best.json", {"step": step, "metrics": self.best})
-
-
-def load_best(model: nn.Module, folder: Path) -> None:
-    """Put the best weights of a training into the model."""
-    model.load_state_dict(load_file(folder / BEST), strict=False)

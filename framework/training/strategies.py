@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from framework.errors import UserError
 
-from .acceleration import blocks_of
+from .blocks import blocks_of, tensor_parallel_plan
 
 TIMEOUT_S = 1800.0
 CPU_BUCKET = 4_000_000  # elements
@@ -172,19 +172,3 @@ def _wrapped(model: nn.Module, wrap: Sequence[str] | None) -> list[nn.Module]:
     if not found:
         raise UserError(f"strategy.plugin.wrap: no module is called so; there are {', '.join(filter(None, modules))}")
     return found[::-1]
-
-
-def tensor_parallel_plan(model: nn.Module) -> Mapping[str, str]:
-    """Return which layers of a model are cut, by name (globs): `columns` (of outputs), `rows` (of inputs).
-
-    Raises:
-        UserError: when the model does not say.
-    """
-    plan = getattr(model, "tensor_parallel_plan", None)
-    if plan is None:
-        raise UserError(
-            f"strategy.tensor_parallel: {type(model).__name__} has no method `tensor_parallel_plan`, which says "
-            "how its layers are cut; use strategy=fsdp2"
-        )
-    found: Mapping[str, str] = plan()
-    return found

@@ -284,3 +284,8 @@ class LanguageModelling:
         text = bytes(t for t in tokens if 0 < t < 256).decode(errors="replace")
         head = bytes(t for t in prompt[0].tolist() if 0 < t < 256).decode(errors="replace")
         return {"Text sample": f"{head}⟦{text[len(head) :]}⟧"}
+
+
+def scalars(metrics: MetricCollection, prefix: str) -> dict[str, float]:
+    """Return the scalar values of metrics, by `prefix/name`."""
+    return {f"{prefix}/{name}": v.item() for name, v in metrics.compute().items() if v.numel() == 1}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytorch_lightning as pl
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -19,8 +21,7 @@ from framework.data.loader import EvalLoader, Resumable, ShardLoader
 from framework.data.mixing import MixedLoader
 from framework.record.experiment import Experiment
 
-from .module import scalars
-from .tasks import Task, forward
+from .tasks import Task, forward, scalars
 
 Transforms = Sequence[BatchTransform | RandomTransform]
 
@@ -114,6 +115,10 @@ class Workbench:
 
     def seed(self, rank: int = 0) -> None:
         """Seed every generator from the config, each rank's in its own way, and set the number of threads."""
-        pl.seed_everything(self.config.seed + rank, verbose=False)
+        seed = self.config.seed + rank
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        os.environ["PL_GLOBAL_SEED"] = str(seed)  # to which Lightning's strategies set them again
         if self.config.trainer.threads:
             torch.set_num_threads(self.config.trainer.threads)

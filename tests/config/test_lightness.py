@@ -30,3 +30,12 @@ def test_composing_checking_and_listing_import_nothing_heavy(code: str) -> None:
         [sys.executable, "-c", PROBE.format(code=code)], cwd=HOME, capture_output=True, text=True, timeout=60
     )
     assert "HEAVY []" in done.stdout, done.stdout[-500:] + done.stderr[-500:]
+
+
+def test_only_the_processes_that_train_import_lightning() -> None:
+    code = (
+        "import framework.training.train, framework.training.evaluate, framework.compress.stage, framework.export.stage"
+    )
+    loaded = f"{code}, sys; print('pytorch_lightning' in sys.modules or 'lightning_fabric' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=HOME, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr[-500:]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from framework.errors import Preempted, UserError
 from framework.record.run import RunRecord
 from framework.runner import run
-from framework.training.ranks import RankFailed
+from framework.training.team import RankFailed
 from tests.conftest import HOME, Compose
 
 pytestmark = pytest.mark.integration

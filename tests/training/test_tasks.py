@@ -7,9 +7,8 @@ from torch.nn import MultiMarginLoss
 from torch.optim import SGD
 from torchmetrics.classification import MulticlassF1Score
 
-from framework.training.module import scalars
 from framework.training.schedules import wsd
-from framework.training.tasks import Classification, LanguageModelling, MultiLabel, Regression, Task
+from framework.training.tasks import Classification, LanguageModelling, MultiLabel, Regression, Task, scalars
 
 
 def test_labels_are_found_apart_from_each_other() -> None:
