@@ -144,20 +144,21 @@ def parameter_groups_are_whole(cfg: DictConfig) -> Iterator[Problem]:
 
 def clusters_are_encrypted(cfg: DictConfig) -> Iterator[Problem]:
     """What leaves the machine is encrypted: a cluster elsewhere is reached by TLS."""
-    dask, loopback = cfg.data.dask, ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
-    if dask.scheduler.value == "slurm" and not has_package("dask_jobqueue"):
-        yield "data.dask.scheduler", "slurm needs `dask_jobqueue`: pip install 'declarative-experiments[slurm]'"
-    if dask.scheduler.value == "kubernetes":
+    cluster, dask = cfg.data.cluster.value, cfg.data.dask
+    loopback = ("tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
+    if cluster == "slurm" and not has_package("dask_jobqueue"):
+        yield "data.cluster", "slurm needs `dask_jobqueue`: pip install 'declarative-experiments[slurm]'"
+    if cluster == "kubernetes":
         for package in ("lightkube", "cryptography"):
             if not has_package(package):
-                yield (
-                    "data.dask.scheduler",
-                    f"kubernetes needs `{package}`: pip install 'declarative-experiments[kubernetes]'",
-                )
+                install = "pip install 'declarative-experiments[kubernetes]'"
+                yield "data.cluster", f"kubernetes needs `{package}`: {install}"
         if not dask.options.get("image"):
             yield "data.dask.options.image", "kubernetes needs an image that has Python and this project's packages"
-    if dask.options and dask.scheduler.value not in ("slurm", "kubernetes"):
-        yield "data.dask.options", "has no effect without data.dask.scheduler=slurm or kubernetes"
+    if cluster != "local" and dask.scheduler.value != "threads":
+        yield "data.dask.scheduler", f"has no effect with data.cluster={cluster}, where workers are submitted"
+    if dask.options and cluster == "local":
+        yield "data.dask.options", "has no effect without data.cluster=slurm or kubernetes"
     if dask.address is None:
         return
     if dask.scheduler.value != "distributed":

@@ -49,15 +49,21 @@ class Codec(Enum):
     none = "none"
 
 
+class Cluster(Enum):
+    """Whose machines ingest data."""
+
+    local = "local"
+    slurm = "slurm"
+    kubernetes = "kubernetes"
+
+
 class DaskScheduler(Enum):
-    """Where the partitions of an ingest run."""
+    """How the partitions of an ingest run on this machine, or that a cluster of Dask's is there already."""
 
     threads = "threads"
     processes = "processes"
     synchronous = "synchronous"
     distributed = "distributed"
-    slurm = "slurm"
-    kubernetes = "kubernetes"
 
 
 class Mode(Enum):
@@ -114,12 +120,12 @@ class LoaderConfig:
 
 @dataclass
 class DaskConfig:
-    """Where ingest runs: `distributed` starts workers here, or uses the cluster at `address`; `slurm` and `kubernetes`
-    submit them.
+    """How ingest runs on the machines of `data.cluster`: here `distributed` starts workers, or uses those at `address`.
 
-    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address. `options` are, for `slurm`,
-    those of `dask_jobqueue.SLURMCluster`: queue, account, walltime, job_script_prologue and so on; for `kubernetes`
-    those of `hydra/launcher=kubernetes` that tell what pods are like, and `host`, under which pods reach this machine.
+    `tls` holds the files `ca_file`, `client_cert` and `client_key` of a `tls://` address. `options` are, for a cluster
+    of `slurm`, those of `dask_jobqueue.SLURMCluster`: queue, account, walltime, job_script_prologue and so on; for
+    `kubernetes` those of `hydra/launcher=kubernetes` that tell what pods are like, and `host`, under which pods reach
+    this machine.
     """
 
     scheduler: DaskScheduler = DaskScheduler.threads
@@ -150,6 +156,7 @@ class DataConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    cluster: Cluster = Cluster.local
     dask: DaskConfig = field(default_factory=DaskConfig)
     _requires_: Node = field(default_factory=dict)
 

@@ -81,7 +81,7 @@ def slurm_cluster(config: DictConfig, shared: Path) -> Iterator[Client]:
     from distributed import Client
 
     if which("sbatch") is None:
-        raise UserError("data.dask.scheduler: slurm needs `sbatch`, and it is not on PATH; start this on a login node")
+        raise UserError("data.cluster: slurm needs `sbatch`, and it is not on PATH; start this on a login node")
     shared.mkdir(parents=True, exist_ok=True)
     options = as_plain(config.options)
     scheduler = {"dashboard_address": "127.0.0.1:0", **options.pop("scheduler_options", {})}

@@ -81,7 +81,7 @@ def prepare_dataset(data: DictConfig, work: Path = Path("outputs/datasets")) -> 
     if is_published(location):
         return location, False
     root = work if is_url(location) else Path(data.store.root)
-    with open_pool(data.dask, root) as pool:
+    with open_pool(data, root) as pool:
         folder, _ = ingest(recipe, root, pool)
     if is_url(location):
         publish(folder, str(data.store.root))

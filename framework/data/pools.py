@@ -84,21 +84,21 @@ class DistributedPool:
 
 
 @contextmanager
-def open_pool(config: DictConfig, shared: Path) -> Iterator[Pool]:
-    """Yield the pool that a `data.dask` node describes, and close it.
+def open_pool(data: DictConfig, shared: Path) -> Iterator[Pool]:
+    """Yield the pool that `data.cluster` and `data.dask` describe, and close it.
 
     Args:
-        config: the node.
+        data: a `data` node.
         shared: a folder that all machines of a cluster see.
 
     Raises:
         UserError: when a cluster cannot be had.
     """
-    scheduler = config.scheduler.value
-    if scheduler == "slurm":
+    cluster, config, scheduler = data.cluster.value, data.dask, data.dask.scheduler.value
+    if cluster == "slurm":
         with slurm_cluster(config, shared) as client:
             yield DistributedPool(client)
-    elif scheduler == "kubernetes":
+    elif cluster == "kubernetes":
         with kubernetes_cluster(config, shared) as client:
             yield DistributedPool(client)
     elif scheduler != "distributed":

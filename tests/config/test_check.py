@@ -65,8 +65,9 @@ def test_what_ships_is_sound(overrides: list[str]) -> None:
         ("trainer.global_batch_size=0", "must be at least 1"),
         ("data.dask.scheduler=distributed data.dask.address=tcp://10.0.0.1:8786", "is not encrypted"),
         ("data.dask.address=tls://10.0.0.1:8786", "has no effect without data.dask.scheduler=distributed"),
-        ("data.dask.scheduler=kubernetes", "kubernetes needs an image"),
-        ("+data.dask.options.image=x", "has no effect without data.dask.scheduler=slurm or kubernetes"),
+        ("data.cluster=kubernetes", "kubernetes needs an image"),
+        ("+data.dask.options.image=x", "has no effect without data.cluster=slurm or kubernetes"),
+        ("data.cluster=slurm data.dask.scheduler=processes", "has no effect with data.cluster=slurm"),
     ],
 )
 def test_each_kind_of_mistake_is_found_before_anything_runs(override: str, expected: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from framework.config.schema import DaskConfig
+from framework.config.schema import DataConfig
 from framework.data.ingest import Recipe, ingest
 from framework.data.manifest import Field, Manifest
 from framework.data.pools import LocalPool, open_pool
@@ -137,7 +137,7 @@ def test_a_cluster_gives_the_same_version_and_its_dashboard_is_on_loopback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"scheduler": "distributed", "workers": 2, "memory_limit": "1GB"}
-    config = OmegaConf.merge(OmegaConf.structured(DaskConfig), settings)
+    config = OmegaConf.merge(OmegaConf.structured(DataConfig), {"dask": settings})
     caplog.set_level("INFO")
     with open_pool(config, tmp_path) as pool:
         folder, _ = ingest(RECIPE, tmp_path / "cluster", pool)

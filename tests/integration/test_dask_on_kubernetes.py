@@ -21,7 +21,7 @@ from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 pytestmark = pytest.mark.integration
 
 PODS = (
-    *ROWS, "data.dask.scheduler=kubernetes", "+data.dask.options.image=experiments:1", "+data.dask.options.host=127.0.0.1",
+    *ROWS, "data.cluster=kubernetes", "+data.dask.options.image=experiments:1", "+data.dask.options.host=127.0.0.1",
     f"+data.dask.options.python={sys.executable}", "+data.dask.options.volumes=[{host: /, path: /}]",
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ ROWS = (
     "data=synthetic", "model=mlp", "data.source.rows=60000", "+data.source.partition_rows=2500", "data.dask.workers=2",
     "data.dask.memory_limit=500MB",
 )  # fmt: skip
-NOISE = (*ROWS, "data.dask.scheduler=slurm", "+data.dask.options.interface=lo")
+NOISE = (*ROWS, "data.cluster=slurm", "+data.dask.options.interface=lo")
 
 
 def jobs() -> list[str]:
