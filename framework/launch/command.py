@@ -97,7 +97,7 @@ def _state(job: Job) -> str:
         return str(result.status)
     if not (job.folder / HANDLE).exists():
         return "not submitted"
-    state = backend_of(job).state(job).lower()
+    state = backend_of(job).state(job)
     return f"{state}, {result.status} before" if result is not None else state
 
 
@@ -169,4 +169,4 @@ def resubmit(arguments: argparse.Namespace) -> None:
         else:
             job.begin_again()
             backend.submit(job)
-            print(f"{_shown(job)}: {backend.state(job).lower()}")
+            print(f"{_shown(job)}: {backend.state(job)}")

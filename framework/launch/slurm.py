@@ -278,7 +278,8 @@ exit $code
         """Return SLURM's own word for where a job is."""
         self._look([job])
         state, reason = self._states.get(_number(job), ("GONE", ""))
-        return f"{state} ({reason})" if state == "PENDING" and reason not in ("", "None") else state
+        waits = state == "PENDING" and reason not in ("", "None")
+        return f"{state.lower()} ({reason})" if waits else state.lower()
 
     def wait(self, seconds: float) -> None:
         """Wait a little; not so short that a shared file system is kept busy by looking for results."""

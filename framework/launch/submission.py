@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .cluster import ClusterBackend, ClusterLauncher
 from .jobs import HANDLE, LOG, Job, Result
 
 FOLDER = "job"
-_POLL_S, _LOOKS = 0.3, 4
+_POLL_S, _STATE_S, _LOOKS = 0.3, 2.0, 4
 
 
 def submit_experiment(
@@ -103,12 +104,14 @@ def follow(job: Job, backend: ClusterBackend) -> Result | None:
 
 def lines_of(job: Job, backend: ClusterBackend) -> Iterator[str]:
     """Yield what a job has printed, and prints, until it is over."""
-    place, state = 0, ""
+    place, state, next_look = 0, "", 0.0
     while True:
         (phase,) = backend.phases([job])
-        if phase is Phase.waiting and (now := backend.state(job)) != state:
-            state = now
-            yield f"{state.lower()}\n"
+        if phase is Phase.waiting and time.monotonic() >= next_look:
+            next_look = time.monotonic() + _STATE_S
+            if (now := backend.state(job)) != state:
+                state = now
+                yield f"{state}\n"
         try:
             with (job.folder / LOG).open("rb") as file:
                 file.seek(place)

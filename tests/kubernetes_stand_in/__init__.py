@@ -16,6 +16,7 @@ Trainer 2.2 their published sources and documentation:
 * a JobSet makes a Service and Jobs; when one of those fails its failure policy decides, by reason and message, whether
   all begin again, and whether that is counted; a TrainJob is made a JobSet of by its runtime;
 * quotas of pods and what they ask for are held against pods when they are made: a Job then waits;
+* there is one node, without labels; an image from `nowhere/` cannot be had: such pods stay pending, and say why;
 * a pod's environment: `env`, the Secrets of `envFrom`, and `JOB_COMPLETION_INDEX`. The name of a pod behind a headless
   Service becomes this machine's address, if the Service is there.
 

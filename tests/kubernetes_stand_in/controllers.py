@@ -124,9 +124,10 @@ class Cluster:
     def _reconcile(self, name: str, job: Object) -> None:
         spec, status, pods = job["spec"], job["status"], self._pods(job)
         done = {index_of(p) for p in pods if p["status"]["phase"] == "Succeeded"}
-        alive = {index_of(p) for p in pods if p["status"]["phase"] == "Running"}
+        ready = {index_of(p) for p in pods if p["status"]["phase"] == "Running"}
+        alive = ready | {index_of(p) for p in pods if p["status"]["phase"] == "Pending"}
         failed = self.failed_indices.get(name, set())
-        status["active"] = status["ready"] = len(alive)
+        status["active"], status["ready"] = len(alive), len(ready)
         status["completedIndexes"] = _intervals(done)
         if "backoffLimitPerIndex" in spec:
             status["failedIndexes"] = _intervals(failed)

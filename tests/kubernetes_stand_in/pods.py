@@ -27,6 +27,16 @@ class Nodes:
         """Start the container of a pod, or start it again."""
         name, spec = pod["metadata"]["name"], pod["spec"]
         container = spec["containers"][0]
+        if spec.get("nodeSelector"):
+            said = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+            scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+            pod["status"]["conditions"] = [scheduled]
+            return
+        if container["image"].startswith("nowhere/"):
+            said = f'Back-off pulling image "{container["image"]}"'
+            waiting = {"waiting": {"reason": "ImagePullBackOff", "message": said}}
+            pod["status"]["containerStatuses"] = [_container(container, waiting, ready=False)]
+            return
         with (self.folder / f"{name}.txt").open("ab") as output:
             self.processes[name] = subprocess.Popen(
                 container["command"],

@@ -14,6 +14,7 @@ from framework.launch.jobs import Job
 from framework.launch.kubernetes import KubernetesBackend
 from framework.launch.pods import PodResources
 from framework.launch.remote import Remote
+from framework.launch.submission import lines_of
 from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 
 WORKER = """#!/bin/bash
@@ -38,7 +39,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 @pytest.fixture
 def backend(cluster: Cluster, tmp_path: Path) -> Callable[..., KubernetesBackend]:
     def make(kind: str = "auto", retries: int = 1, nodes: int = 1, **pods: Any) -> KubernetesBackend:
-        resources = PodResources("experiments:1", nodes=nodes, volumes=[{"host": "/", "path": "/"}], **pods)
+        given = {"image": "experiments:1", "volumes": [{"host": "/", "path": "/"}], **pods}
+        resources = PodResources(nodes=nodes, **given)
         return KubernetesBackend(4, resources, Remote(str(tmp_path / "worker"), tmp_path), 1, retries, kind)
 
     return make
@@ -73,10 +75,10 @@ def running(cluster: Cluster) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("act", "outcome", "begun"),
     [
-        ("exit 0", "Complete", 1),
+        ("exit 0", "complete", 1),
         ("exit 2", "exit code 2", 1),
-        ("[ $starts -gt 3 ] || exit 75", "Complete", 4),
-        ("[ $starts -gt 1 ] || exit 1", "Complete", 2),
+        ("[ $starts -gt 3 ] || exit 75", "complete", 4),
+        ("[ $starts -gt 1 ] || exit 1", "complete", 2),
         ("exit 1", "exit code 1", 2),
     ],
 )
@@ -114,7 +116,7 @@ def test_when_a_pod_of_several_is_evicted_a_set_begins_again_as_a_whole(
             time.sleep(0.02)
     (made.folder / "go").touch()
     ended(where, [made])
-    assert where.state(made).startswith("Complete")
+    assert where.state(made).startswith("complete")
     if kind != "trainjob":  # its runtime's own policy decides
         assert starts(made) == [2 if others_begin_again else 1, 2]
     where.kill(made)
@@ -186,6 +188,31 @@ def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
     ended(where, [first, second])
 
 
+@pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"image": "nowhere/experiments:1"}, 'ImagePullBackOff: Back-off pulling image "nowhere/experiments:1"'),
+        ({"node_selector": {"gpu": "a100"}}, "Unschedulable: 0/1 nodes are available"),
+    ],
+)
+def test_what_keeps_a_pod_from_running_is_told(
+    kind: str, wrong: dict[str, Any], said: str, cluster: Cluster, backend: Callable[..., KubernetesBackend],
+    job: Callable[..., Job],
+) -> None:  # fmt: skip
+    cluster.install("jobsets")
+    cluster.install("trainjobs")
+    where, made = backend(kind, **wrong), job("exit 0")
+    where.submit(made)
+    while not cluster.store.list("pods"):
+        time.sleep(0.02)
+    first = next(lines_of(made, where))
+    assert first.startswith(f"0 of 1 pods ready ({said}")
+    assert where.phases([made]) == [Phase.waiting]
+    where.stop(made)
+    assert cluster.store.list("pods") == []
+
+
 def test_whoever_waits_is_told_of_changes_and_lists_again_when_too_much_was_forgotten(
     cluster: Cluster, backend: Callable[..., KubernetesBackend], job: Callable[..., Job]
 ) -> None:
@@ -210,5 +237,5 @@ def test_whoever_waits_is_told_of_changes_and_lists_again_when_too_much_was_forg
         time.sleep(0.02)
     cluster.store.refuses_until = 0.0
     ended(where, [made])
-    assert where.state(made).startswith("Complete")
+    assert where.state(made).startswith("complete")
     assert cluster.store.questions["GET", "jobs"] > listed
