@@ -120,7 +120,15 @@ class KubernetesBackend:
 
     def _array(self, jobs: Sequence[Job], place: Path, throttle: int | None) -> Any:
         """Return one Job for many, where each needs one pod."""
-        if len(jobs) == 1 or self.pods.nodes > 1 or not isinstance(self.workload, PlainJob):
+        if len(jobs) == 1:
+            return None
+        if self.pods.nodes > 1 or not isinstance(self.workload, PlainJob):
+            if throttle is not None and throttle < len(jobs):
+                raise UserError(
+                    f"hydra.launcher.wait: without somebody who waits, nothing keeps {len(jobs)} jobs of this kind to "
+                    f"{throttle} at once; leave it at true, or let all go with hydra.sweeper.n_jobs={len(jobs)} "
+                    "(and hydra.launcher.queue, if Kueue shall say how many run)"
+                )
             return None
         write_atomic(place / LIST, "".join(f"{job.folder}\n" for job in jobs))
         name = _name(str(jobs[0].notes["title"]), place, ",".join(job.attempt for job in jobs))
@@ -135,9 +143,10 @@ class KubernetesBackend:
         self._create(main, others)
 
     def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
-        """Create many jobs, of which `throttle` run at once where one pod does for each.
+        """Create many jobs, of which `throttle` run at once.
 
-        Where each has several pods, a queue (Kueue) or the cluster's room says how many run.
+        Raises:
+            UserError: when each has several pods, so that nothing here can hold them back.
         """
         self.write(jobs, place, throttle)
         array = self._array(jobs, place, throttle)

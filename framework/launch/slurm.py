@@ -214,7 +214,10 @@ exit $code
         """Put jobs into the queue, several as one array of which `throttle` run at once."""
         done = _ask("sbatch", "--parsable", str(self.write(jobs, place, throttle)))
         if done.returncode:
-            raise UserError(f"hydra.launcher: SLURM refuses the job: {done.stderr.strip()}")
+            why = done.stderr.strip()
+            if "array" in why:
+                why += f" (is its MaxArraySize less than {len(jobs)}? hydra.launcher.wait=true knows no such limit)"
+            raise UserError(f"hydra.launcher: SLURM refuses the job: {why}")
         number = done.stdout.strip().partition(";")[0]
         for index, job in enumerate(jobs):
             own = number if len(jobs) == 1 else f"{number}_{index}"

@@ -167,6 +167,18 @@ def test_an_array_runs_so_many_at_once_and_each_of_it_ends_for_itself(
     assert starts(jobs[3]) == [2]
 
 
+def test_jobs_of_several_pods_are_not_let_go_when_nobody_holds_them_back(
+    cluster: Cluster, backend: Callable[..., KubernetesBackend], job: Callable[..., Job], tmp_path: Path
+) -> None:
+    where, jobs = backend(nodes=2), [job("exit 0", f"{i}") for i in range(3)]
+    with pytest.raises(UserError, match=r"keeps 3 jobs of this kind to 2 at once; .*n_jobs=3"):
+        where.submit_all(jobs, tmp_path, throttle=2)
+    assert cluster.store.list("jobs") == []
+    where.submit_all(jobs, tmp_path, throttle=3)
+    ended(where, jobs)
+    assert [starts(j) for j in jobs] == [[1, 1]] * 3
+
+
 def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
     cluster: Cluster, backend: Callable[..., KubernetesBackend], job: Callable[..., Job], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
