@@ -87,11 +87,27 @@ def _require_quota(connection: Connection, pods: PodResources) -> None:
             raise
         return
     for quota in quotas:
-        if quota.spec is None or quota.spec.scopes or quota.spec.scopeSelector:
-            continue  # holds for some pods only
+        if quota.spec is None or not _concerns(quota.spec, pods):
+            continue
         used = (quota.status.used if quota.status else None) or {}
         never, later = shortage(pods, quota.spec.hard or {}, used)
         if never:
             raise UserError(f"{pods.key}: the quota `{quota.metadata.name}` will never allow it: a job takes {never}")
         if later:
             print(f"quota   `{quota.metadata.name}` is used up: {later}; the job will wait for room")
+
+
+def _concerns(quota: Any, pods: PodResources) -> bool:
+    """Return whether a quota is known to hold for such pods: they state what they ask for, and no deadline."""
+    wanted = [(scope, "Exists", ()) for scope in quota.scopes or ()]
+    if quota.scopeSelector is not None:
+        wanted += [(e.scopeName, e.operator, tuple(e.values or ())) for e in quota.scopeSelector.matchExpressions or ()]
+    return all(_is_in(scope, operator, values, pods.priority_class) for scope, operator, values in wanted)
+
+
+def _is_in(scope: str, operator: str, values: Sequence[str], priority: str | None) -> bool:
+    if scope != "PriorityClass":
+        return scope in ("NotTerminating", "NotBestEffort")
+    if priority is None:  # then the cluster may have a default
+        return False
+    return {"In": priority in values, "NotIn": priority not in values, "Exists": True}.get(operator, False)

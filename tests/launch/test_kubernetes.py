@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,32 @@ def test_what_keeps_a_pod_from_running_is_told(
     assert where.phases([made]) == [Phase.waiting]
     where.stop(made)
     assert cluster.store.list("pods") == []
+
+
+@pytest.mark.parametrize(
+    ("scopes", "priority", "holds"),
+    [
+        ({"scopes": ["NotTerminating"]}, None, True),
+        ({"scopes": ["BestEffort"]}, None, False),
+        ({"scopes": ["PriorityClass"]}, "high", True),
+        ({"scopes": ["PriorityClass"]}, None, False),
+        (("In", ["high"]), "high", True),
+        (("In", ["high"]), "low", False),
+        (("NotIn", ["high"]), "low", True),
+    ],
+)
+def test_a_quota_of_some_pods_is_held_against_those_only(
+    scopes: Any, priority: str | None, holds: bool, cluster: Cluster, backend: Callable[..., KubernetesBackend],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    if isinstance(scopes, tuple):
+        expression = {"scopeName": "PriorityClass", "operator": scopes[0], "values": scopes[1]}
+        scopes = {"scopeSelector": {"matchExpressions": [expression]}}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}}
+    cluster.store.create("resourcequotas", {**quota, "spec": {"hard": {"requests.cpu": "1"}, **scopes}})
+    where = backend(nodes=2, priority_class=priority)
+    with pytest.raises(UserError, match=r"2 of requests\.cpu") if holds else nullcontext():
+        where.check("x", tmp_path)
 
 
 def test_whoever_waits_is_told_of_changes_and_lists_again_when_too_much_was_forgotten(
