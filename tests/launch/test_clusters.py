@@ -13,7 +13,7 @@ from framework.launch.pods import PodResources
 from framework.launch.remote import Remote
 from framework.launch.slurm import Resources, minutes
 from framework.launch.snapshot import take_snapshot
-from tests.conftest import Compose
+from tests.conftest import Command, Compose
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,16 @@ def test_a_time_that_is_none_is_refused_and_costs_are_added_up() -> None:
         "3 jobs x 2 nodes x 4 h = 24 node hours, 192 GPU hours"
     )
     assert Resources(time="1-12:00:00").cost(1) == "1 job x 1 node x 36 h = 36 node hours"
+
+
+def test_a_site_has_defaults_of_its_own(command: Command, tmp_path: Path) -> None:
+    ours = tmp_path / "hydra" / "launcher" / "ours.yaml"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("# our site\ndefaults: [slurm, _self_]\npartition: gpu\n")
+    shown = command("--config-dir", str(tmp_path), "hydra/launcher=ours", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert shown.returncode == 0, shown.stderr
+    launcher = yaml.safe_load(shown.stdout)
+    assert (launcher["_target_"], launcher["partition"]) == ("hydra_plugins.framework.SlurmLauncher", "gpu")
 
 
 def test_a_launcher_is_made_again_from_what_was_written_down_and_names_what_it_does_not_know() -> None:
