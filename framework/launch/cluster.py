@@ -29,11 +29,23 @@ from .snapshot import Snapshot, take_snapshot
 SNAPSHOTS = ".snapshots"
 
 
+def folders_of(config: DictConfig) -> list[Path]:
+    """Return the folders that an experiment needs wherever it runs, beside its own."""
+    root = str(config.data.store.root)
+    return [] if "://" in root else [Path(root).expanduser().resolve()]
+
+
 class ClusterBackend(Backend, Protocol):
     """A backend of which jobs outlive whoever submits them."""
 
-    def check(self, title: str, place: Path) -> None:
-        """Let the cluster judge such jobs without submitting one; raises UserError when it refuses."""
+    def check(self, title: str, place: Path, needed: Sequence[Path] = ()) -> None:
+        """Let the cluster judge such jobs without submitting one; raises UserError when it refuses.
+
+        Args:
+            title: of the jobs.
+            place: where their folders are.
+            needed: further folders that they read or write.
+        """
 
     def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
         """Write what would be submitted; returns where it is."""

@@ -14,7 +14,7 @@ from framework.errors import EXIT_FAILED, EXIT_INTERRUPTED, Ended, UserError
 from framework.record.run import RunRecord
 
 from .backend import Phase
-from .cluster import ClusterBackend, ClusterLauncher
+from .cluster import ClusterBackend, ClusterLauncher, folders_of
 from .jobs import HANDLE, LOG, Job, Result
 
 FOLDER = "job"
@@ -46,7 +46,7 @@ def submit_experiment(
     try:
         backend = launcher.backend(1, outputs)
         _require_idle(record.folder / FOLDER, backend)
-        backend.check(config.name, record.folder / FOLDER)
+        backend.check(config.name, record.folder / FOLDER, folders_of(config))
     except UserError as error:
         if not (record.folder / FOLDER / HANDLE).exists():
             record.end("failed", str(error))

@@ -23,7 +23,7 @@ from framework.config.schema import TrainerConfig
 from framework.config.signatures import default_of
 from framework.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER, Ended, Preempted, UserError
 from framework.launch.backend import Backend
-from framework.launch.cluster import ClusterLauncher
+from framework.launch.cluster import ClusterLauncher, folders_of
 from framework.launch.foreign import LauncherBackend, run_named_job
 from framework.launch.hydra_launcher import LocalLauncher
 from framework.record.console import duration_text, say, start_logging, stop_logging
@@ -235,7 +235,7 @@ class HydraSweeper(Sweeper):
             return self.launcher.backend(self.n_jobs)
         if isinstance(self.launcher, ClusterLauncher):
             backend = self.launcher.backend(self.n_jobs, Path(self.config.outputs).resolve(), retries=0)
-            backend.check(self.config.name, sweep.folder.path)
+            backend.check(self.config.name, sweep.folder.path, folders_of(self.config))
             if sweep.total is not None:
                 print(f"cost    at most {self.launcher.cost(sweep.total)}")
             return backend

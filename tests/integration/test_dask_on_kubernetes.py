@@ -14,7 +14,7 @@ import pytest
 from framework.data.dataset import prepare_dataset
 from framework.data.versions import verify
 from framework.errors import UserError
-from tests.conftest import Compose
+from tests.conftest import HOME, Compose
 from tests.integration.test_dask_on_slurm import ROWS, shards
 from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 
@@ -22,8 +22,13 @@ pytestmark = pytest.mark.integration
 
 PODS = (
     *ROWS, "data.cluster=kubernetes", "+data.dask.options.image=experiments:1", "+data.dask.options.host=127.0.0.1",
-    f"+data.dask.options.python={sys.executable}", "+data.dask.options.volumes=[{host: /, path: /}]",
+    f"+data.dask.options.python={sys.executable}",
 )  # fmt: skip
+
+
+def mounted(*places: Path) -> str:
+    """Return the override that has pods see some folders."""
+    return f"+data.dask.options.volumes=[{', '.join(f'{{host: {place}, path: {place}}}' for place in places)}]"
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def test_pods_make_the_version_that_threads_make_and_a_lost_one_is_replaced(
 
     villain = threading.Thread(target=kill_one, daemon=True)
     villain.start()
-    made, done = prepare_dataset(small(*PODS, f"data.store.root={tmp_path}/pods").data)
+    made, done = prepare_dataset(small(*PODS, mounted(HOME, tmp_path), f"data.store.root={tmp_path}/pods").data)
     villain.join(10)
     assert done
     assert encrypted == [True]
@@ -87,5 +92,5 @@ def test_pods_that_cannot_be_had_are_refused_before_anything_is_begun(
     wrong: str, said: str, small: Compose, cluster: Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
-        prepare_dataset(small(*PODS, f"data.store.root={tmp_path}", wrong).data)
+        prepare_dataset(small(*PODS, mounted(HOME, tmp_path), f"data.store.root={tmp_path}", wrong).data)
     assert cluster.store.list("jobs") == cluster.store.list("secrets") == []

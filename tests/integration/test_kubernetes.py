@@ -34,7 +34,7 @@ from framework.launch.jobs import Job
 from framework.launch.pods import MANAGED
 from framework.launch.workloads import INDEX_LABEL, JOB_LABEL
 from framework.record.run import RunRecord
-from tests.conftest import Command
+from tests.conftest import HOME, Command
 from tests.integration.conftest import LONG, TRAINING
 from tests.integration.test_slurm import PRUNING, eventually, last_step, newest, submitted
 from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
@@ -123,7 +123,7 @@ def site(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     overrides = [
         "hydra.launcher.image=experiments:1",
         f"hydra.launcher.python={sys.executable}",
-        "hydra.launcher.volumes=[{claim: work, path: /}]",  # the machine's whole disk
+        f"hydra.launcher.volumes=[{{claim: code, path: {HOME}}}, {{claim: work, path: {tmp_path}}}]",
         f"hydra.launcher.environment={{FRAMEWORK_PORT: '{port}', GLOO_SOCKET_IFNAME: lo}}",
     ]
     folder = tmp_path / "cluster"
@@ -131,8 +131,9 @@ def site(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     with running_cluster(folder) as cluster:
         monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
         claims = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "work"}, "spec": claims}
-        cluster.store.create("persistentvolumeclaims", claim)
+        for name in ("code", "work"):
+            claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": claims}
+            cluster.store.create("persistentvolumeclaims", claim)
         yield Site([*common, *overrides], cluster)
 
 
@@ -142,6 +143,7 @@ def test_one_override_sends_an_experiment_and_what_is_wrong_is_said_before(
     common = [*site.overrides, "trainer.max_epochs=1"]
     for wrong, said in {
         "hydra.launcher.volumes=[]": "lies on none of them",
+        "data.store.root=/nowhere": "`/nowhere` lies on none of them",
         "hydra.launcher.volumes=[{claim: other, path: /}]": "there is no PersistentVolumeClaim `other`",
         "hydra.launcher.secrets=[other]": "there is no Secret `other`",
         "hydra.launcher.user=0": "pods do not run as root",

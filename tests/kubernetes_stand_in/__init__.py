@@ -17,10 +17,12 @@ Trainer 2.2 their published sources and documentation:
   all begin again, and whether that is counted; a TrainJob is made a JobSet of by its runtime;
 * quotas of pods and what they ask for are held against pods when they are made: a Job then waits;
 * there is one node, without labels; an image from `nowhere/` cannot be had: such pods stay pending, and say why;
+* where there is bubblewrap, a pod has namespaces of its own: its process is number 1, as the user that its security
+  context says and with no rights, its root is read-only, and of disks it sees to write to what it mounts;
 * a pod's environment: `env`, the Secrets of `envFrom`, and `JOB_COMPLETION_INDEX`. The name of a pod behind a headless
   Service becomes this machine's address, if the Service is there.
 
-What only a real cluster can show: images, volumes, security contexts, resources and scheduling, real names and networks,
+What only a real cluster can show: images, real volumes, seccomp, resources and scheduling, real names and networks,
 admission by Kueue and by webhooks (JobSet's, Trainer's), the true back-off between replaced pods (10 s and more; here
 0.2 s), rights (RBAC). For those the same tests run against one: see `tests/integration/test_kubernetes.py`.
 """

@@ -1,14 +1,23 @@
-"""The nodes: pods as processes of this machine."""
+"""The nodes: pods as processes of this machine, in namespaces of their own where there is bubblewrap.
+
+There a pod's process is number 1, as the user that the pod says, without rights; it can write to nothing but the volumes
+and empty folders that are mounted, and sees of `/tmp` and `/dev/shm` nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import IO
 
 from .api import Object, Store
+
+_BUBBLEWRAP = shutil.which("bwrap")
 
 
 class Nodes:
@@ -20,8 +29,11 @@ class Nodes:
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
+        assert _BUBBLEWRAP or not os.environ.get("CI"), "bubblewrap is not installed"
         self.store, self.folder = store, folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._first: dict[str, int] = {}  # the process that is number 1 of a pod
+        self._reports: dict[str, IO[bytes]] = {}
 
     def start(self, pod: Object) -> None:
         """Start the container of a pod, or start it again."""
@@ -37,16 +49,22 @@ class Nodes:
             waiting = {"waiting": {"reason": "ImagePullBackOff", "message": said}}
             pod["status"]["containerStatuses"] = [_container(container, waiting, ready=False)]
             return
+        reading, writing = os.pipe()
         with (self.folder / f"{name}.txt").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                container["command"],
+                [*_sandbox(spec, writing), *container["command"]],
                 cwd=container.get("workingDir"),
                 env=self._environment(pod),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=[writing],
             )
+        os.close(writing)
+        self._reports[name] = os.fdopen(reading, "rb")  # open to the end, or telling how it ends would kill it
+        said = self._reports[name].readline() if _BUBBLEWRAP else b""
+        self._first[name] = json.loads(said)["child-pid"] if said else self.processes[name].pid
         pod["status"] |= {"phase": "Running", "containerStatuses": [_container(container, {"running": {}}, ready=True)]}
 
     def _environment(self, pod: Object) -> dict[str, str]:
@@ -72,7 +90,7 @@ class Nodes:
             return
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace_s is None else grace_s
         if grace:
-            process.terminate()
+            os.kill(self._first[name], signal.SIGTERM)
         killer = threading.Timer(grace, lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))
         killer.daemon = True
         killer.start()
@@ -84,6 +102,7 @@ class Nodes:
             if process.poll() is None:
                 continue
             del self.processes[name]
+            self._reports.pop(name).close()
             pod = self.store.objects["pods", name]
             code = process.returncode if process.returncode >= 0 else 128 - process.returncode
             leaving = "deletionTimestamp" in pod["metadata"] or pod["status"].get("conditions")
@@ -105,6 +124,24 @@ class Nodes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _sandbox(spec: Object, report: int) -> list[str]:
+    """Return the start of a command that runs in the namespaces of a pod, and tells of its process 1 to `report`."""
+    if _BUBBLEWRAP is None:
+        return []
+    container, user = spec["containers"][0], str(spec.get("securityContext", {}).get("runAsUser", 0))
+    root = "--ro-bind" if container.get("securityContext", {}).get("readOnlyRootFilesystem") else "--bind"
+    command = [_BUBBLEWRAP, "--unshare-user", "--uid", user, "--gid", user, "--unshare-pid", "--as-pid-1"]
+    command += [root, "/", "/", "--proc", "/proc", "--dev", "/dev", "--json-status-fd", str(report)]
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    mounts = [(mount["mountPath"], volumes[mount["name"]]) for mount in container.get("volumeMounts", [])]
+    for path, volume in sorted(mounts, key=lambda mount: len(Path(mount[0]).parts)):
+        if "emptyDir" in volume:
+            command += ["--tmpfs", path]
+        else:  # each claim is this machine's disk
+            command += ["--bind", volume.get("hostPath", {}).get("path", path), path]
+    return command
 
 
 def index_of(pod: Object) -> int | None:

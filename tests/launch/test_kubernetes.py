@@ -1,5 +1,6 @@
 """What becomes of jobs on Kubernetes, by what their pods end with; the worker is a script, the cluster the stand-in."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -40,7 +41,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 @pytest.fixture
 def backend(cluster: Cluster, tmp_path: Path) -> Callable[..., KubernetesBackend]:
     def make(kind: str = "auto", retries: int = 1, nodes: int = 1, **pods: Any) -> KubernetesBackend:
-        given = {"image": "experiments:1", "volumes": [{"host": "/", "path": "/"}], **pods}
+        given = {"image": "experiments:1", "volumes": [{"host": str(tmp_path), "path": str(tmp_path)}], **pods}
         resources = PodResources(nodes=nodes, **given)
         return KubernetesBackend(4, resources, Remote(str(tmp_path / "worker"), tmp_path), 1, retries, kind)
 
@@ -199,6 +200,22 @@ def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
     assert "quota   `team` is used up: 1 of 1 of pods are taken; the job will wait" in capsys.readouterr().out
     where.submit(second)
     ended(where, [first, second])
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="without bubblewrap, pods have no namespaces")
+@pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
+def test_a_pod_is_no_root_and_writes_to_its_volumes_and_tmp_only(
+    kind: str, cluster: Cluster, backend: Callable[..., KubernetesBackend], job: Callable[..., Job]
+) -> None:
+    cluster.install("jobsets")
+    cluster.install("trainjobs")
+    where = backend(kind, user=12_345)
+    made = job('touch /x "$HOME/x" /dev/shm/x "$place/x" 2>&1; echo "$$ $(id -u)" >"$place/seen"')
+    where.submit(made)
+    ended(where, [made])
+    assert (made.folder / "seen").read_text() == "1 12345\n"
+    (printed,) = (made.folder.parents[1] / "cluster").glob("*.txt")
+    assert printed.read_text() == "touch: cannot touch '/x': Read-only file system\n"
 
 
 @pytest.mark.parametrize("kind", ["job", "jobset", "trainjob"])
