@@ -23,10 +23,10 @@ TRAINING = ("compress=none", "export=none", "stages=[prepare,train,evaluate]", "
             "trainer.threads=1")  # fmt: skip
 """The digits, trained as small as can be."""
 LONG = (
-    "trainer.max_epochs=100", "trainer.validate_every_n_steps=50", "model._target_=tests.patient.PatientCNN",
-    "+model.pause_s=0.03",
+    "trainer.max_epochs=50", "trainer.validate_every_n_steps=25", "model._target_=tests.patient.PatientCNN",
+    "+model.pause_s=0.06",
 )  # fmt: skip
-"""Long enough to be disturbed: a minute, of 1,900 steps."""
+"""Long enough to be disturbed: a minute, of 950 steps."""
 
 
 def need(program: str) -> str:

@@ -110,7 +110,7 @@ def test_one_override_sends_an_experiment_to_slurm_and_what_is_wrong_is_said_bef
 def test_a_job_outlives_its_submitter_and_is_cancelled_and_sent_again_from_elsewhere(
     command: Command, slurm: Path, outputs: Path
 ) -> None:
-    with submitted(*SMALL, *LONG, "trainer.max_epochs=30", f"outputs={outputs}") as submitter:
+    with submitted(*SMALL, *LONG, "trainer.max_epochs=15", f"outputs={outputs}") as submitter:
         eventually(lambda: list(outputs.glob("digits/*/checkpoints/step_*")))
         run = newest(outputs)
         os.killpg(submitter.pid, signal.SIGKILL)
