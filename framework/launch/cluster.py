@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from framework.config.components import as_plain
+from framework.config.schema import Cluster, Stage
 from framework.errors import UserError
 from framework.record.console import bytes_text
 from framework.record.files import size_of
@@ -29,23 +30,11 @@ from .snapshot import Snapshot, take_snapshot
 SNAPSHOTS = ".snapshots"
 
 
-def folders_of(config: DictConfig) -> list[Path]:
-    """Return the folders that an experiment needs wherever it runs, beside its own."""
-    root = str(config.data.store.root)
-    return [] if "://" in root else [Path(root).expanduser().resolve()]
-
-
 class ClusterBackend(Backend, Protocol):
     """A backend of which jobs outlive whoever submits them."""
 
-    def check(self, title: str, place: Path, needed: Sequence[Path] = ()) -> None:
-        """Let the cluster judge such jobs without submitting one; raises UserError when it refuses.
-
-        Args:
-            title: of the jobs.
-            place: where their folders are.
-            needed: further folders that they read or write.
-        """
+    def check(self, title: str, place: Path) -> None:
+        """Let the cluster judge such jobs without submitting one; raises UserError when it refuses."""
 
     def write(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> Path:
         """Write what would be submitted; returns where it is."""
@@ -84,6 +73,13 @@ class ClusterLauncher(Launcher):
     @abstractmethod
     def backend(self, slots: int, outputs: Path, retries: int | None = None) -> ClusterBackend:
         """Return the backend; snapshots of the code lie below `outputs`; `retries` in place of the launcher's own."""
+
+    def require_fit(self, config: DictConfig) -> None:
+        """Make sure that an experiment can run where this sends it.
+
+        Raises:
+            UserError: when it cannot.
+        """
 
     @abstractmethod
     def cost(self, jobs: int) -> str:
@@ -206,6 +202,16 @@ class KubernetesLauncher(ClusterLauncher):
         backend = KubernetesBackend(slots, self.pods, remote, self.grace_s, tries, self.kind, self.runtime)
         self.kind = backend.workload.kind  # what the cluster has by then may be something else
         return backend
+
+    def require_fit(self, config: DictConfig) -> None:
+        root = str(config.data.store.root)
+        if "://" not in root:
+            self.pods.require_mounted(Path(root).expanduser().resolve())
+        if config.data.cluster is Cluster.kubernetes and Stage.prepare in config.stages:
+            raise UserError(
+                "data.cluster: pods have no rights to start others; ingest from here first (stages=[prepare], without "
+                "hydra/launcher), then submit this with data.cluster=local, which finds that done"
+            )
 
     def where(self) -> dict[str, Any]:
         return {**super().where(), "kind": self.kind}

@@ -96,14 +96,14 @@ class KubernetesBackend:
 
     # What is submitted
 
-    def check(self, title: str, place: Path, needed: Sequence[Path] = ()) -> None:
+    def check(self, title: str, place: Path) -> None:
         """Let the API server judge such jobs without creating one.
 
         Raises:
             UserError: when it refuses, or has not what they need.
         """
         folder, snapshot = place.resolve(), self.remote.snapshot
-        self.pods.require_mounted(folder, self.remote.folder, *(snapshot.imports if snapshot else ()), *needed)
+        self.pods.require_mounted(folder, self.remote.folder, *(snapshot.imports if snapshot else ()))
         name = _name(title, folder, "check")
         answers = require_admitted(self.connection, self.workload.manifests(name, folder), self.pods)
         if isinstance(self.workload, JobSet):

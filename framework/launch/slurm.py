@@ -186,8 +186,8 @@ scontrol requeue "$SLURM_JOB_ID"
 exit $code
 """
 
-    def check(self, title: str, place: Path, needed: Sequence[Path] = ()) -> None:
-        """Let SLURM judge such jobs without submitting one; which folders its nodes see, it cannot tell.
+    def check(self, title: str, place: Path) -> None:
+        """Let SLURM judge such jobs without submitting one.
 
         Raises:
             UserError: when it refuses.

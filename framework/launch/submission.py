@@ -14,7 +14,7 @@ from framework.errors import EXIT_FAILED, EXIT_INTERRUPTED, Ended, UserError
 from framework.record.run import RunRecord
 
 from .backend import Phase
-from .cluster import ClusterBackend, ClusterLauncher, folders_of
+from .cluster import ClusterBackend, ClusterLauncher
 from .jobs import HANDLE, LOG, Job, Result
 
 FOLDER = "job"
@@ -44,9 +44,10 @@ def submit_experiment(
         config.run_dir = str(record.folder)
         dry, config.dry_run = config.dry_run, False
     try:
+        launcher.require_fit(config)
         backend = launcher.backend(1, outputs)
         _require_idle(record.folder / FOLDER, backend)
-        backend.check(config.name, record.folder / FOLDER, folders_of(config))
+        backend.check(config.name, record.folder / FOLDER)
     except UserError as error:
         if not (record.folder / FOLDER / HANDLE).exists():
             record.end("failed", str(error))

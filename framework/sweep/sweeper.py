@@ -23,7 +23,7 @@ from framework.config.schema import TrainerConfig
 from framework.config.signatures import default_of
 from framework.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER, Ended, Preempted, UserError
 from framework.launch.backend import Backend
-from framework.launch.cluster import ClusterLauncher, folders_of
+from framework.launch.cluster import ClusterLauncher
 from framework.launch.foreign import LauncherBackend, run_named_job
 from framework.launch.hydra_launcher import LocalLauncher
 from framework.record.console import duration_text, say, start_logging, stop_logging
@@ -234,8 +234,9 @@ class HydraSweeper(Sweeper):
         if isinstance(self.launcher, LocalLauncher):
             return self.launcher.backend(self.n_jobs)
         if isinstance(self.launcher, ClusterLauncher):
+            self.launcher.require_fit(self.config)
             backend = self.launcher.backend(self.n_jobs, Path(self.config.outputs).resolve(), retries=0)
-            backend.check(self.config.name, sweep.folder.path, folders_of(self.config))
+            backend.check(self.config.name, sweep.folder.path)
             if sweep.total is not None:
                 print(f"cost    at most {self.launcher.cost(sweep.total)}")
             return backend

@@ -143,7 +143,6 @@ def test_one_override_sends_an_experiment_and_what_is_wrong_is_said_before(
     common = [*site.overrides, "trainer.max_epochs=1"]
     for wrong, said in {
         "hydra.launcher.volumes=[]": "lies on none of them",
-        "data.store.root=/nowhere": "`/nowhere` lies on none of them",
         "hydra.launcher.volumes=[{claim: other, path: /}]": "there is no PersistentVolumeClaim `other`",
         "hydra.launcher.secrets=[other]": "there is no Secret `other`",
         "hydra.launcher.user=0": "pods do not run as root",

@@ -1,4 +1,5 @@
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import kubernetes_validate
@@ -6,7 +7,7 @@ import pytest
 import yaml
 
 from framework.errors import UserError
-from framework.launch.cluster import SlurmLauncher, cluster_launcher
+from framework.launch.cluster import KubernetesLauncher, SlurmLauncher, cluster_launcher
 from framework.launch.jobs import Job, Result, Status
 from framework.launch.kubernetes import KubernetesBackend
 from framework.launch.pods import PodResources
@@ -31,6 +32,22 @@ def test_a_time_that_is_none_is_refused_and_costs_are_added_up() -> None:
         "3 jobs x 2 nodes x 4 h = 24 node hours, 192 GPU hours"
     )
     assert Resources(time="1-12:00:00").cost(1) == "1 job x 1 node x 36 h = 36 node hours"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.store.root=/nowhere", "`/nowhere` lies on none of them"),
+        ("data.cluster=kubernetes", "pods have no rights to start others"),
+        ("data.store.root=s3://bucket/datasets", None),
+    ],
+)
+def test_what_pods_cannot_do_is_said_before_anything_is_submitted(
+    override: str, said: str | None, small: Compose, outputs: Path
+) -> None:
+    launcher = KubernetesLauncher("experiments:1", volumes=[{"claim": "work", "path": str(outputs)}])
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        launcher.require_fit(small(f"data.store.root={outputs}/datasets", override))
 
 
 def test_a_site_has_defaults_of_its_own(command: Command, tmp_path: Path) -> None:
