@@ -42,8 +42,8 @@ class ClusterBackend(Backend, Protocol):
     def submit_all(self, jobs: Sequence[Job], place: Path, throttle: int | None = None) -> None:
         """Submit many at once, of which `throttle` run at the same time."""
 
-    def state(self, job: Job) -> str:
-        """Return the cluster's own word for where a job is."""
+    def states(self, jobs: Sequence[Job]) -> list[str]:
+        """Return the cluster's own words for where each job is; one question for all of them."""
 
 
 class ClusterLauncher(Launcher):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from framework.errors import UserError
@@ -60,20 +61,50 @@ def jobs_in(path: Path) -> list[Job]:
 
 def backend_of(job: Job) -> ClusterBackend:
     """Return the backend that a job was submitted to, made again from what was written down."""
-    node = job.notes.get("launcher")
-    if node is None:
+    if job.notes.get("launcher") is None:
         raise UserError(f"`{job.folder}` was run on this machine, by a sweep; its own command looks after it")
+    return _backend(json.dumps([job.notes["launcher"], job.notes["where"]]))
+
+
+@cache
+def _backend(written: str) -> ClusterBackend:
+    """Return the backend of all jobs of which the same was written down."""
+    node, where = json.loads(written)
     launcher = cluster_launcher(node)
     assert isinstance(launcher, ClusterLauncher)
-    launcher.send_to(job.notes["where"])
-    return launcher.backend(1, job.folder)
+    launcher.send_to(where)
+    return launcher.backend(1, Path(where["folder"]))
+
+
+def _states(jobs: Sequence[Job]) -> list[str]:
+    """Return where jobs are; each cluster is asked once for all of its own."""
+    found: dict[Path, str] = {}
+    asked: dict[ClusterBackend, list[Job]] = {}
+    for job in jobs:
+        result = job.result()
+        if result is not None and result.status.is_final:
+            found[job.folder] = str(result.status)
+        elif not (job.folder / HANDLE).exists():
+            found[job.folder] = "not submitted"
+        else:
+            asked.setdefault(backend_of(job), []).append(job)
+    for backend, its in asked.items():
+        try:
+            states = backend.states(its)
+        except UserError as error:  # what is known of others is shown all the same
+            states = [f"unknown ({error})"] * len(its)
+        for job, state in zip(its, states, strict=True):
+            result = job.result()
+            found[job.folder] = f"{state}, {result.status} before" if result is not None else state
+    return [found[job.folder] for job in jobs]
 
 
 def list_jobs(arguments: argparse.Namespace) -> None:
     """`jobs ls`."""
     rows = [["job", "where", "state", "attempts"]]
-    for job in _all_below(arguments.path):
-        rows.append([job.notes.get("title", ""), str(_shown(job)), _state(job), str(job.attempts)])
+    jobs = list(_all_below(arguments.path))
+    for job, state in zip(jobs, _states(jobs), strict=True):
+        rows.append([job.notes.get("title", ""), str(_shown(job)), state, str(job.attempts)])
     print(aligned(rows) if len(rows) > 1 else f"no jobs of a cluster below `{arguments.path}`")
 
 
@@ -91,22 +122,12 @@ def _shown(job: Job) -> Path:
     return place
 
 
-def _state(job: Job) -> str:
-    result = job.result()
-    if result is not None and result.status.is_final:
-        return str(result.status)
-    if not (job.folder / HANDLE).exists():
-        return "not submitted"
-    state = backend_of(job).state(job)
-    return f"{state}, {result.status} before" if result is not None else state
-
-
 def status(arguments: argparse.Namespace) -> None:
     """`jobs status`."""
     jobs = jobs_in(arguments.path)
-    for job in jobs:
+    for job, state in zip(jobs, _states(jobs), strict=True):
         result = job.result()
-        lines = {"where": str(_shown(job)), "state": _state(job)}
+        lines = {"where": str(_shown(job)), "state": state}
         with suppress(OSError, json.JSONDecodeError):
             lines["handle"] = json.loads((job.folder / HANDLE).read_text(encoding="utf-8"))["id"]
         if result is not None:
@@ -169,4 +190,4 @@ def resubmit(arguments: argparse.Namespace) -> None:
         else:
             job.begin_again()
             backend.submit(job)
-            print(f"{_shown(job)}: {backend.state(job)}")
+            print(f"{_shown(job)}: {backend.states([job])[0]}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,13 @@ class KubernetesBackend:
         found = self._watch.look().get(_handle(job)[0])
         return _GONE if found is None else self.workload.seen(found)
 
-    def state(self, job: Job) -> str:
-        """Return Kubernetes' own words for where a job is."""
+    def states(self, jobs: Sequence[Job]) -> list[str]:
+        """Return Kubernetes' own words for where jobs are."""
+        waiting = [job for job, phase in zip(jobs, self.phases(jobs), strict=True) if phase is Phase.waiting]
+        pods = self._pods(waiting)
+        return [self._state(job, why_waiting(pods.get(_handle(job), ()))) for job in jobs]
+
+    def _state(self, job: Job, reasons: Sequence[str]) -> str:
         seen, (_, index) = self._seen(job), _handle(job)
         if seen.ended:
             return f"{seen.ended.lower()} ({seen.why})" if seen.why else seen.ended.lower()
@@ -202,7 +207,6 @@ class KubernetesBackend:
             ready = f"{seen.ready} of {self.pods.nodes} pods ready"
         else:
             ready = f"index {index} of an array of which {seen.ready} run"
-        reasons = why_waiting(self._pods(job)) if self._phase(job) is Phase.waiting else []
         return f"{ready} ({'; '.join(reasons)})" if reasons else ready
 
     def wait(self, seconds: float) -> None:
@@ -227,7 +231,7 @@ class KubernetesBackend:
             else:
                 if job.asked_to_stop() is None:
                     job.ask_to_stop(Status.failed, "it was ended")
-                for pod in self._pods(job):
+                for pod in self._pods([job])[name, index]:
                     self.connection.delete(Pod, pod.metadata.name, grace_s=0)
         self._watch.forget()
 
@@ -238,22 +242,35 @@ class KubernetesBackend:
             return seen.why
         if seen.ended == "Complete":
             return None
-        pods = "; ".join(why_ended(self._pods(job)))
+        pods = "; ".join(why_ended(self._pods([job]).get(_handle(job), ())))
         why = f"Kubernetes says {seen.why}" if seen.ended else "its index failed"
         return f"{why} (pods: {pods})" if pods else why
 
-    def _pods(self, job: Job) -> list[Any]:
+    def _pods(self, jobs: Sequence[Job]) -> Mapping[tuple[str, int | None], list[Any]]:
+        """Return the pods of some jobs, by their handles."""
         from lightkube.core.exceptions import ApiError
         from lightkube.resources.core_v1 import Pod
 
-        name, index = _handle(job)
-        labels = {JOB_LABEL: name} | ({} if index is None else {INDEX_LABEL: str(index)})
+        handles = [_handle(job) for job in jobs]
+        found: dict[tuple[str, int | None], list[Any]] = {handle: [] for handle in handles}
+        if not handles:
+            return found
+        name, index = handles[0]
+        labels = dict(MANAGED) if len(jobs) > 1 else {JOB_LABEL: name}
+        if len(jobs) == 1 and index is not None:
+            labels[INDEX_LABEL] = str(index)
         try:
-            return self.connection.list(Pod, labels)
+            pods = self.connection.list(Pod, labels)
         except ApiError as error:
             if error.status.code != _FORBIDDEN:  # who may not look at pods may have Jobs
                 raise
-            return []
+            return found
+        for pod in pods:
+            name, index = pod.metadata.labels.get(JOB_LABEL, ""), pod.metadata.labels.get(INDEX_LABEL, -1)
+            for handle in ((name, None), (name, int(index))):
+                if handle in found:
+                    found[handle].append(pod)
+        return found
 
     def close(self) -> None:
         """Jobs go on."""

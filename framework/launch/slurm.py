@@ -259,9 +259,9 @@ exit $code
             _ask("scontrol", "update", f"JobId={_number(job)}", "StartTime=now")
 
     def _look(self, jobs: Sequence[Job]) -> None:
-        if time.monotonic() - self._asked < _POLL_S:
-            return
         wanted = {_number(job) for job in jobs}
+        if time.monotonic() - self._asked < _POLL_S and wanted <= self._states.keys():
+            return
         said = _ask("squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i|%F_%K|%A|%T|%r")
         if said.returncode:  # the controller is away for a while: nothing is known, and nothing over
             return
@@ -269,17 +269,20 @@ exit $code
         known = {}
         for line in said.stdout.splitlines():
             own, in_array, number, state, reason = line.split("|", 4)
-            for name in {own, in_array, number} & wanted:
+            for name in {own, in_array, number}:
                 known[name] = (state, reason)
         known |= _accounted(wanted - known.keys())
-        self._states = known
+        self._states = dict.fromkeys(wanted, ("GONE", "")) | known
         for job in jobs:
-            if known.get(_number(job), ("GONE", ""))[0] in (*_OVER, "GONE"):
+            if self._states[_number(job)][0] in (*_OVER, "GONE"):
                 self._over[job.folder] = self._over.get(job.folder, 0) + 1
 
-    def state(self, job: Job) -> str:
-        """Return SLURM's own word for where a job is."""
-        self._look([job])
+    def states(self, jobs: Sequence[Job]) -> list[str]:
+        """Return SLURM's own words for where jobs are."""
+        self._look(jobs)
+        return [self._state(job) for job in jobs]
+
+    def _state(self, job: Job) -> str:
         state, reason = self._states.get(_number(job), ("GONE", ""))
         waits = state == "PENDING" and reason not in ("", "None")
         return f"{state.lower()} ({reason})" if waits else state.lower()

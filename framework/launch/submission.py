@@ -64,7 +64,7 @@ def submit_experiment(
         record.end("failed", str(error))
         raise
     print(f"run     {record.folder}")
-    print(f"job     {backend.state(job)}; python -m framework jobs status {record.folder}", flush=True)
+    print(f"job     {backend.states([job])[0]}; python -m framework jobs status {record.folder}", flush=True)
     if launcher.wait:
         raise_unless_well(follow(job, backend))
 
@@ -110,7 +110,7 @@ def lines_of(job: Job, backend: ClusterBackend) -> Iterator[str]:
         (phase,) = backend.phases([job])
         if phase is Phase.waiting and time.monotonic() >= next_look:
             next_look = time.monotonic() + _STATE_S
-            if (now := backend.state(job)) != state:
+            if (now := backend.states([job])[0]) != state:
                 state = now
                 yield f"{state}\n"
         try:

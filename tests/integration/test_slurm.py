@@ -265,6 +265,6 @@ def test_where_the_queue_forgets_accounts_tell_how_a_job_ended(tmp_path: Path) -
 
         eventually(forgotten)
         eventually(lambda: backend.phases(jobs) == [Phase.gone, Phase.gone])
-        assert backend.state(jobs[0]) == "completed"
+        assert backend.states([jobs[0]])[0] == "completed"
         assert backend.why_gone(jobs[0]) is None
         assert backend.why_gone(jobs[1]) == "SLURM says CANCELLED"

@@ -61,7 +61,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 def ended(backend: KubernetesBackend, jobs: Sequence[Job], seconds: float = 20) -> None:
     until = time.monotonic() + seconds
     while backend.phases(jobs) != [Phase.gone] * len(jobs):
-        assert time.monotonic() < until, [backend.state(job) for job in jobs]
+        assert time.monotonic() < until, [backend.states([job])[0] for job in jobs]
         backend.wait(0.2)
 
 
@@ -92,7 +92,7 @@ def test_what_a_pod_ends_with_decides_whether_it_begins_again(
     where, made = backend(kind), job(act)
     where.submit(made)
     ended(where, [made])
-    assert outcome in f"{where.state(made)} {where.why_gone(made)}"
+    assert outcome in f"{where.states([made])[0]} {where.why_gone(made)}"
     assert starts(made) == [begun]
 
 
@@ -118,7 +118,7 @@ def test_when_a_pod_of_several_is_evicted_a_set_begins_again_as_a_whole(
             time.sleep(0.02)
     (made.folder / "go").touch()
     ended(where, [made])
-    assert where.state(made).startswith("complete")
+    assert where.states([made])[0].startswith("complete")
     if kind != "trainjob":  # its runtime's own policy decides
         assert starts(made) == [2 if others_begin_again else 1, 2]
     where.kill(made)
@@ -160,7 +160,7 @@ def test_an_array_runs_so_many_at_once_and_each_of_it_ends_for_itself(
     assert [starts(j) for j in jobs] == [[1], [2], [2], [1], [1], [1]]
     assert where.why_gone(jobs[0]) == "its index failed (pods: Error, exit code 2)"
     assert where.phases(jobs)[3] is not Phase.gone
-    assert where.state(jobs[3]) == "index 3 of an array of which 1 run"
+    assert where.states(jobs)[3] == "index 3 of an array of which 1 run"
     where.kill(jobs[3])
     asked = jobs[3].asked_to_stop()
     assert asked is not None
@@ -200,6 +200,22 @@ def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
     assert "quota   `team` is used up: 1 of 1 of pods are taken; the job will wait" in capsys.readouterr().out
     where.submit(second)
     ended(where, [first, second])
+
+
+def test_the_states_of_many_jobs_are_one_question(
+    cluster: Cluster, backend: Callable[..., KubernetesBackend], job: Callable[..., Job], tmp_path: Path
+) -> None:
+    where = backend(node_selector={"gpu": "a100"})
+    alone, array = [job("exit 0", f"{i}") for i in range(3)], [job("exit 0", f"a{i}") for i in range(3)]
+    for one in alone:
+        where.submit(one)
+    where.submit_all(array, tmp_path)
+    while len(cluster.store.list("pods")) < 6:
+        time.sleep(0.02)
+    asked = cluster.store.questions.get(("GET", "pods"), 0)
+    states = where.states([*alone, *array])
+    assert cluster.store.questions["GET", "pods"] == asked + 1
+    assert all("(Unschedulable: 0/1 nodes are available" in state for state in states)
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="without bubblewrap, pods have no namespaces")
@@ -293,5 +309,5 @@ def test_whoever_waits_is_told_of_changes_and_lists_again_when_too_much_was_forg
         time.sleep(0.02)
     cluster.store.refuses_until = 0.0
     ended(where, [made])
-    assert where.state(made).startswith("complete")
+    assert where.states([made])[0].startswith("complete")
     assert cluster.store.questions["GET", "jobs"] > listed
