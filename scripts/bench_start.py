@@ -29,6 +29,7 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 REFERENCE = "import torch, pytorch_lightning"
+TWO = ("strategy=ddp", "strategy.devices=2")
 
 
 def seconds_of(*arguments: str) -> float:
@@ -38,13 +39,13 @@ def seconds_of(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def seconds_to_first_step(outputs: Path) -> float:
+def seconds_to_first_step(outputs: Path, *overrides: str) -> float:
     """Return the time from the start of `run.py` until the first step's metrics are on disk."""
     folder = outputs / "runs" / str(time.monotonic_ns())
     arguments = ["stages=[prepare,train]", "trainer.max_steps=3", "trainer.log_every_n_steps=1", "compress=none"]
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "run.py", f"outputs={outputs}", f"run_dir={folder}", *arguments],
+        [sys.executable, "run.py", f"outputs={outputs}", f"run_dir={folder}", *arguments, *overrides],
         cwd=HOME,
         stdout=subprocess.DEVNULL,
     )
@@ -71,6 +72,7 @@ def main() -> None:
             "check: run.py check=true": lambda: seconds_of("run.py", "check=true"),
             "list: -m framework runs": lambda: seconds_of("-m", "framework", "runs", f"--outputs={outputs}"),
             "first training step": lambda: seconds_to_first_step(outputs),
+            "first training step of two ranks": lambda: seconds_to_first_step(outputs, *TWO),
         }
         seconds_to_first_step(outputs)  # prepares the data, warms the page cache
         found: dict[str, list[float]] = {name: [] for name in cases}

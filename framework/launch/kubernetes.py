@@ -193,9 +193,14 @@ class KubernetesBackend:
 
     def states(self, jobs: Sequence[Job]) -> list[str]:
         """Return Kubernetes' own words for where jobs are."""
-        waiting = [job for job, phase in zip(jobs, self.phases(jobs), strict=True) if phase is Phase.waiting]
-        pods = self._pods(waiting)
+        pods = self._pods([job for job in jobs if self._lacks_pods(job)])
         return [self._state(job, why_waiting(pods.get(_handle(job), ()))) for job in jobs]
+
+    def _lacks_pods(self, job: Job) -> bool:
+        seen, (_, index) = self._seen(job), _handle(job)
+        if seen.ended or seen.suspended:
+            return False
+        return seen.ready < self.pods.nodes if index is None else self._phase(job) is Phase.waiting
 
     def _state(self, job: Job, reasons: Sequence[str]) -> str:
         seen, (_, index) = self._seen(job), _handle(job)
@@ -251,24 +256,20 @@ class KubernetesBackend:
         from lightkube.core.exceptions import ApiError
         from lightkube.resources.core_v1 import Pod
 
-        handles = [_handle(job) for job in jobs]
-        found: dict[tuple[str, int | None], list[Any]] = {handle: [] for handle in handles}
-        if not handles:
+        found: dict[tuple[str, int | None], list[Any]] = {_handle(job): [] for job in jobs}
+        names = {name for name, _ in found}
+        if not names:
             return found
-        name, index = handles[0]
-        labels = dict(MANAGED) if len(jobs) > 1 else {JOB_LABEL: name}
-        if len(jobs) == 1 and index is not None:
-            labels[INDEX_LABEL] = str(index)
         try:
-            pods = self.connection.list(Pod, labels)
+            pods = self.connection.list(Pod, {JOB_LABEL: names.pop()} if len(names) == 1 else MANAGED)
         except ApiError as error:
             if error.status.code != _FORBIDDEN:  # who may not look at pods may have Jobs
                 raise
             return found
         for pod in pods:
-            name, index = pod.metadata.labels.get(JOB_LABEL, ""), pod.metadata.labels.get(INDEX_LABEL, -1)
-            for handle in ((name, None), (name, int(index))):
-                if handle in found:
+            labels = pod.metadata.labels
+            for index in (None, int(labels.get(INDEX_LABEL, -1))):
+                if (handle := (labels.get(JOB_LABEL, ""), index)) in found:
                     found[handle].append(pod)
         return found
 
