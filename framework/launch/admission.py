@@ -77,16 +77,9 @@ def _try_pod(connection: Connection, job: Any, pods: PodResources) -> None:
 
 
 def _require_quota(connection: Connection, pods: PodResources) -> None:
-    from lightkube.core.exceptions import ApiError
     from lightkube.resources.core_v1 import ResourceQuota
 
-    try:
-        quotas = connection.list(ResourceQuota)
-    except ApiError as error:
-        if error.status.code != _FORBIDDEN:
-            raise
-        return
-    for quota in quotas:
+    for quota in connection.list(ResourceQuota, if_allowed=True):
         if quota.spec is None or not _concerns(quota.spec, pods):
             continue
         used = (quota.status.used if quota.status else None) or {}

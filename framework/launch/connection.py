@@ -12,7 +12,7 @@ from framework.errors import UserError
 if TYPE_CHECKING:
     from lightkube import Client
 
-_TRIES = 5
+_TRIES, _FORBIDDEN = 5, 403
 _LIST_S, _TRUST_S, _AWAY_S, _GATHER_S = 1.0, 30.0, 1.0, 0.05
 
 
@@ -68,9 +68,28 @@ class Connection:
         """Return an object."""
         return self.ask(lambda: self.client.get(kind, name))
 
-    def list(self, kind: type[Any], labels: Mapping[str, str] | None = None) -> list[Any]:
-        """Return the objects of a kind that have some labels."""
-        return self.ask(lambda: list(self.client.list(kind, labels=dict(labels or {}))))
+    def list(
+        self,
+        kind: type[Any],
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
+        if_allowed: bool = False,
+    ) -> list[Any]:
+        """Return the objects of a kind that have some labels, and some values in their fields.
+
+        Args:
+            kind: of object.
+            labels, fields: what they have.
+            if_allowed: none where one may not look.
+        """
+        from lightkube.core.exceptions import ApiError
+
+        try:
+            return self.ask(lambda: list(self.client.list(kind, labels=dict(labels or {}), fields=dict(fields or {}))))
+        except ApiError as error:
+            if not if_allowed or error.status.code != _FORBIDDEN:
+                raise
+            return []
 
     def create(self, manifest: Any) -> Any:
         """Create an object; one that is there has the name of this very attempt, and is what was wanted."""

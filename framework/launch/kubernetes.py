@@ -23,14 +23,14 @@ from .backend import Phase
 from .connection import Connection, Watch
 from .jobs import HANDLE, LIST, Job, Status
 from .jobsets import JobSet, TrainJob
-from .pod_reports import why_ended, why_waiting
+from .pod_reports import last_warning, why_ended, why_waiting
 from .pods import MANAGED, PodResources
 from .remote import Remote
 from .workloads import INDEX_LABEL, JOB_LABEL, PlainJob, Seen, Spawn, Workload
 
 MANIFEST = "manifests.yaml"
 KINDS = ("auto", "job", "jobset", "trainjob")
-_WAIT_S, _FORBIDDEN = 0.5, 403
+_WAIT_S = 0.5
 _NAME_LENGTH = 40  # pods add an index and five letters, and a name has 63 at most
 _GONE = Seen("Gone", "its Job is gone from the cluster")
 
@@ -193,8 +193,14 @@ class KubernetesBackend:
 
     def states(self, jobs: Sequence[Job]) -> list[str]:
         """Return Kubernetes' own words for where jobs are."""
+        from lightkube.resources.core_v1 import Event
+
         pods = self._pods([job for job in jobs if self._lacks_pods(job)])
-        return [self._state(job, why_waiting(pods.get(_handle(job), ()))) for job in jobs]
+        reasons = {handle: why_waiting(found) for handle, found in pods.items()}
+        if not all(reasons.values()):  # that there are no pods yet, or no volumes, stands elsewhere
+            events = self.connection.list(Event, fields={"type": "Warning"}, if_allowed=True)
+            reasons = {handle: said or last_warning(events, *handle) for handle, said in reasons.items()}
+        return [self._state(job, reasons.get(_handle(job), ())) for job in jobs]
 
     def _lacks_pods(self, job: Job) -> bool:
         seen, (_, index) = self._seen(job), _handle(job)
@@ -253,20 +259,14 @@ class KubernetesBackend:
 
     def _pods(self, jobs: Sequence[Job]) -> Mapping[tuple[str, int | None], list[Any]]:
         """Return the pods of some jobs, by their handles."""
-        from lightkube.core.exceptions import ApiError
         from lightkube.resources.core_v1 import Pod
 
         found: dict[tuple[str, int | None], list[Any]] = {_handle(job): [] for job in jobs}
         names = {name for name, _ in found}
         if not names:
             return found
-        try:
-            pods = self.connection.list(Pod, {JOB_LABEL: names.pop()} if len(names) == 1 else MANAGED)
-        except ApiError as error:
-            if error.status.code != _FORBIDDEN:  # who may not look at pods may have Jobs
-                raise
-            return found
-        for pod in pods:
+        wanted = {JOB_LABEL: names.pop()} if len(names) == 1 else MANAGED
+        for pod in self.connection.list(Pod, wanted, if_allowed=True):
             labels = pod.metadata.labels
             for index in (None, int(labels.get(INDEX_LABEL, -1))):
                 if (handle := (labels.get(JOB_LABEL, ""), index)) in found:

@@ -1,4 +1,4 @@
-"""What pods say of themselves: why they do not run yet, and how they ended."""
+"""What a cluster says of a job's pods: why they do not run yet, and how they ended."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def why_waiting(pods: Iterable[Any]) -> list[str]:
             if state.waiting is not None and state.waiting.reason not in _ON_THE_WAY:
                 found.add(_said(state.waiting.reason, state.waiting.message))
     return sorted(found)
+
+
+def last_warning(events: Iterable[Any], name: str, index: int | None) -> list[str]:
+    """Return the last warning of what stands for a job and of what belongs to it, or of an array of one index of it.
+
+    Such are that a quota or a policy allows no pod, or that a volume cannot be mounted.
+    """
+    beginning = f"{name}-" if index is None else f"{name}-{index}-"
+    its = [e for e in events if (who := e.involvedObject.name or "") == name or who.startswith(beginning)]
+    if not its:
+        return []
+    last = max(its, key=lambda e: str(e.lastTimestamp or e.eventTime or ""))
+    return [_said(last.reason, last.message)]
 
 
 def why_ended(pods: Iterable[Any]) -> list[str]:

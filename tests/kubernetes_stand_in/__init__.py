@@ -15,7 +15,7 @@ Trainer 2.2 their published sources and documentation:
   ends one;
 * a JobSet makes a Service and Jobs; when one of those fails its failure policy decides, by reason and message, whether
   all begin again, and whether that is counted; a TrainJob is made a JobSet of by its runtime;
-* quotas of pods and what they ask for are held against pods when they are made: a Job then waits;
+* quotas of pods and what they ask for are held against pods when they are made: a Job then waits, and an event says why;
 * there is one node, without labels; an image from `nowhere/` cannot be had: such pods stay pending, and say why;
 * where there is bubblewrap, a pod has namespaces of its own: its process is number 1, as the user that its security
   context says and with no rights, its root is read-only, and of disks it sees to write to what it mounts;

@@ -24,7 +24,7 @@ Object = dict[str, Any]
 Key = tuple[str, str]
 
 GROUPS = {
-    "api/v1": {"pods", "services", "secrets", "persistentvolumeclaims", "resourcequotas"},
+    "api/v1": {"pods", "services", "secrets", "persistentvolumeclaims", "resourcequotas", "events"},
     "apis/batch/v1": {"jobs"},
     "apis/jobset.x-k8s.io/v1alpha2": {"jobsets"},
     "apis/trainer.kubeflow.org/v1alpha1": {"trainjobs"},
@@ -32,7 +32,7 @@ GROUPS = {
 _CUSTOM = {"jobsets": JobsetV1alpha2JobSet, "trainjobs": TrainerV1alpha1TrainJob}
 _KIND = {
     "pods": "Pod", "services": "Service", "secrets": "Secret", "persistentvolumeclaims": "PersistentVolumeClaim",
-    "resourcequotas": "ResourceQuota", "jobs": "Job", "jobsets": "JobSet", "trainjobs": "TrainJob",
+    "resourcequotas": "ResourceQuota", "events": "Event", "jobs": "Job", "jobsets": "JobSet", "trainjobs": "TrainJob",
 }  # fmt: skip
 
 
@@ -259,6 +259,8 @@ class Server:
                 case "GET", None, None:
                     with store.lock:
                         items = store.list(kind, query.get("labelSelector", ""))
+                        fields = dict(part.split("=") for part in query.get("fieldSelector", "").split(",") if part)
+                        items = [item for item in items if all(item.get(k) == v for k, v in fields.items())]
                         version = str(next(store.counter))
                     listed = {"kind": f"{_KIND[kind]}List", "apiVersion": group.partition("/")[2]}
                     return 200, {**listed, "metadata": {"resourceVersion": version}, "items": items}

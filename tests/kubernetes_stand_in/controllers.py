@@ -149,9 +149,18 @@ class Cluster:
             if index not in done | alive | failed and not waits and len(alive) < spec["parallelism"]:
                 try:
                     self._make_pod(name, job, index)
-                except Refused:  # the quota has no room now
+                except Refused as refused:  # the quota has no room now
+                    self._warn(job, "FailedCreate", f"Error creating: {refused}")
                     return
                 alive.add(index)
+
+    def _warn(self, found: Object, reason: str, message: str) -> None:
+        name = f"{found['metadata']['name']}-{reason.lower()}"
+        if ("events", name) in self.store.objects:
+            return
+        about = {"kind": found["kind"], "name": found["metadata"]["name"], "namespace": "default"}
+        event = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": name}, "involvedObject": about}
+        self.store.create("events", {**event, "type": "Warning", "reason": reason, "message": message})
 
     def _make_pod(self, name: str, job: Object, index: int) -> None:
         template = copy.deepcopy(job["spec"]["template"])

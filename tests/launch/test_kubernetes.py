@@ -1,5 +1,6 @@
 """What becomes of jobs on Kubernetes, by what their pods end with; the worker is a script, the cluster the stand-in."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -191,7 +192,8 @@ def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
         UserError, match="the quota `team` will never allow it: a job takes 2 of pods, and 1 are allowed"
     ):
         backend(nodes=2).check("x", tmp_path)
-    where, first, second = backend(), job("sleep 1", "1"), job("exit 0", "2")
+    where, second = backend(), job("exit 0", "2")
+    first = job('while [ ! -e "$place/go" ]; do sleep 0.05; done', "1")
     where.submit(first)
     while not running(cluster):
         time.sleep(0.02)
@@ -199,6 +201,10 @@ def test_a_quota_that_will_never_do_is_an_error_and_one_that_is_used_up_a_line(
     where.check("x", tmp_path)
     assert "quota   `team` is used up: 1 of 1 of pods are taken; the job will wait" in capsys.readouterr().out
     where.submit(second)
+    while "FailedCreate" not in (state := where.states([second])[0]):
+        time.sleep(0.02)
+    assert re.fullmatch(r"0 of 1 pods ready \(FailedCreate: Error creating: pods .* exceeded quota: team\)", state)
+    (first.folder / "go").touch()
     ended(where, [first, second])
 
 
