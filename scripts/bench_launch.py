@@ -9,12 +9,12 @@ beside plain `sbatch` of the same import. `submitit`: from the command to a job'
 hydra-submitit-launcher (in an environment of its own, `.venv-peers-launch`, made on first use).
 
 Two cores, beside other work:
-1,000 jobs: snapshot 0.18 s, configs 6.40 s, sbatch and handles 0.28 s: 6.86 s in all
+1,000 jobs: snapshot 0.09 s, configs 5.34 s, sbatch and handles 0.10 s: 5.53 s in all
   memory grew by 2.0 MB; snapshots: 1
-  one question for all: 0.072 s, 0.072 ms a job
-submission to end, work of nothing: ours 0.94 s, plain sbatch of the same import 1.05 s: -0.11 s
-command to a job's first line, two jobs, four sittings: ours 2.2, 1.6, 2.4, 2.1 s, hydra-submitit-launcher 1.8, 2.0,
-1.7, 2.2 s
+  one question for all: 0.070 s, 0.070 ms a job
+submission to end, work of nothing: ours 0.99 s, plain sbatch of the same import 1.01 s: -0.02 s
+command to a job's first line, two jobs, five sittings: ours 2.2, 1.6, 2.4, 2.1, 2.2 s, hydra-submitit-launcher 1.8,
+2.0, 1.7, 2.2, 1.4 s
 """
 
 from __future__ import annotations

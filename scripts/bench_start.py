@@ -9,11 +9,12 @@ data until the first step's loss stands in metrics.csv.
 Measured on two cores (a virtual machine, Debian 12), Python 3.11, torch 2.13.0, pytorch-lightning 2.6.6:
 
                                           median s   ratio
-    import torch, pytorch_lightning           8.46    1.00
-    compose: run.py --cfg job                 0.44    0.05
-    check: run.py check=true                  0.60    0.07
-    list: -m framework runs                   0.31    0.04
-    first training step                       8.66    1.02
+    import torch, pytorch_lightning           5.09    1.00
+    compose: run.py --cfg job                 0.47    0.09
+    check: run.py check=true                  0.78    0.15
+    list: -m framework runs                   0.25    0.05
+    first training step                       5.10    1.00
+    first training step of two ranks          8.28    1.63
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ runs on the node (it comes back half a minute later); the controller, which is t
 At the end every trial must have one result, no point may have been tried twice, and trials chosen by chance must have
 the metrics of the same run undisturbed.
 
-Two cores: killed: 7 x controller, 5 x node, 10 x rank, 8 x worker; 60 of 60 trials have their result, none twice.
+Two cores: killed: 8 x controller, 5 x node, 10 x rank, 7 x worker; 60 of 60 trials have their result, none twice.
 """
 
 from __future__ import annotations
