@@ -18,6 +18,17 @@ Command = Callable[..., subprocess.CompletedProcess]
 Compose = Callable[..., DictConfig]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole runs, those on clusters first: the longest tests would else be waited for at the end."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("integration") is None:
+            return 3
+        return {"test_slurm": 0, "test_kubernetes": 1}.get(item.path.stem, 2)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     """An empty folder for runs."""
