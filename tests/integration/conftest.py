@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -95,24 +96,31 @@ def running_slurm(folder: Path, **environment: str) -> Iterator[Path]:
     """Run a SLURM of four nodes, and point this process and its children at it."""
     for program in ("slurmctld", "slurmd", "sbatch", "munged"):
         need(program)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1] - 20)
-    script = str(HOME / "scripts" / "slurm_local")
-    up = subprocess.run(
-        [script, "up", str(folder), "4"],
-        env={**os.environ, "SLURM_PORT": port, **environment},
-        capture_output=True,
-        text=True,
-    )
-    before = os.environ.get("SLURM_CONF")
+    script, before = str(HOME / "scripts" / "slurm_local"), os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
+        up = subprocess.run(
+            [script, "up", str(folder), "4"],
+            env={**os.environ, "SLURM_PORT": str(free_ports(20)), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert up.returncode == 0, up.stdout + up.stderr
         yield folder
     finally:
         subprocess.run([script, "down", str(folder)], check=True)
         os.environ.pop("SLURM_CONF") if before is None else os.environ.update(SLURM_CONF=before)
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many neighbouring ports that are free, below those that connections are given."""
+    while True:
+        first = random.Random().randrange(15_000, 32_000)  # of its own seed: tests set that of all
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from framework.launch.pods import MANAGED
 from framework.launch.workloads import INDEX_LABEL, JOB_LABEL
 from framework.record.run import RunRecord
 from tests.conftest import HOME, Command
-from tests.integration.conftest import LONG, TRAINING
+from tests.integration.conftest import LONG, TRAINING, free_ports
 from tests.integration.test_slurm import PRUNING, eventually, last_step, newest, submitted
 from tests.kubernetes_stand_in.controllers import Cluster, running_cluster
 
@@ -117,14 +116,11 @@ def site(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield site
         site.clear()
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     overrides = [
         "hydra.launcher.image=experiments:1",
         f"hydra.launcher.python={sys.executable}",
         f"hydra.launcher.volumes=[{{claim: code, path: {HOME}}}, {{claim: work, path: {tmp_path}}}]",
-        f"hydra.launcher.environment={{FRAMEWORK_PORT: '{port}', GLOO_SOCKET_IFNAME: lo}}",
+        f"hydra.launcher.environment={{FRAMEWORK_PORT: '{free_ports(1)}', GLOO_SOCKET_IFNAME: lo}}",
     ]
     folder = tmp_path / "cluster"
     folder.mkdir()
